@@ -3,7 +3,6 @@
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import TypeVar
 
 import torch
@@ -12,9 +11,7 @@ from torch import Tensor
 _Item = TypeVar("_Item")
 _Begun = TypeVar("_Begun")
 
-LEFTOVER_PADDING = 1.08  # buckets are joined up to this many times the pixels of their images
-MOST_EXACT_SHAPES = 6  # with a grid; more than half of COCO's images are in full batches of its six most frequent
-MOST_SHAPES = 12  # target number of shapes per call with a grid, as long as padding stays small
+LEFTOVER_PADDING = 1.08  # leftovers are joined up to this many times the pixels of their images
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,45 +102,24 @@ class HostBatch:
         return self.part(0, len(places))
 
 
-def order_batches(shapes: Sequence[tuple[int, int]], *, batch_size: int, grid: int) -> list[Batch]:
+def order_batches(shapes: Sequence[tuple[int, int]], *, batch_size: int) -> list[Batch]:
     """Group images of similar shape into batches; every image is in exactly one.
 
-    Full batches of one exact shape come first: they need no padding, and so neither masks nor guards. The other images
-    are sorted into buckets of shapes rounded up to `grid`; with a grid, buckets of similar aspect are joined until
-    there are few shapes, as long as there is little padding. Images that do not fill a batch of their bucket are joined
-    with leftovers of similar aspect in the same way. Batches that are not full are not filled up.
+    Full batches of one exact shape come first: they need no padding, and so neither masks nor guards. Images that do
+    not fill a batch of their shape are joined with leftovers of similar aspect, as long as there is little padding.
+    Batches that are not full are not filled up.
 
     Args:
         shapes: (height, width) in pixels of each image as the network will see it.
         batch_size: largest number of images in a batch.
-        grid: pixels; 32 keeps the number of distinct shapes low (for compiled kernels), 1 pads least.
     """
-    by_shape: dict[tuple[int, int], list[int]] = defaultdict(list)
-    for index, shape in enumerate(shapes):
-        by_shape[shape].append(index)
     batches: list[Batch] = []
-    buckets: dict[tuple[int, int], list[int]] = defaultdict(list)
-    # most frequent first; with a grid only some, because each adds a shape
-    frequent = sorted(by_shape.items(), key=lambda item: (-len(item[1]), item[0]))
-    for rank, ((height, width), indices) in enumerate(frequent):
-        if grid > 1 and rank >= MOST_EXACT_SHAPES:
-            buckets[_round_up(height, grid), _round_up(width, grid)] += indices
-            continue
-        full, rest = _cut(Batch(tuple(indices), height, width), batch_size)
-        batches += full
-        if rest:
-            buckets[_round_up(height, grid), _round_up(width, grid)] += rest.indices
+    leftovers: list[Batch] = []
     # widest first, so that neighbours have similar aspects
-    ordered = sorted(buckets.items(), key=lambda item: (item[0][0] / item[0][1], item[0]))
-    groups = [Batch(tuple(indices), height, width) for (height, width), indices in ordered]
-    if grid > 1:
-        groups = _join_to_few(groups, shapes, MOST_SHAPES - len({(batch.height, batch.width) for batch in batches}))
-    leftovers = []
-    for group in groups:
+    for group in sorted(_by_shape(shapes), key=lambda group: (group.height / group.width, group.height)):
         full, rest = _cut(group, batch_size)
         batches += full
-        if rest:
-            leftovers.append(rest)
+        leftovers += [rest] if rest else []
     return batches + _join(leftovers, shapes, batch_size)
 
 
@@ -154,12 +130,9 @@ def equal_batches(shapes: Sequence[tuple[int, int]], *, batch_size: int) -> list
         shapes: (height, width) in pixels of each image as the network will see it.
         batch_size: largest number of images in a batch.
     """
-    by_shape: dict[tuple[int, int], list[int]] = defaultdict(list)
-    for index, shape in enumerate(shapes):
-        by_shape[shape].append(index)
     batches: list[Batch] = []
-    for (height, width), indices in by_shape.items():
-        full, rest = _cut(Batch(tuple(indices), height, width), batch_size)
+    for group in _by_shape(shapes):
+        full, rest = _cut(group, batch_size)
         batches += full + ([rest] if rest else [])
     return batches
 
@@ -186,6 +159,14 @@ def ahead(items: Iterable[_Item], begin: Callable[[_Item], _Begun], count: int) 
     yield from begun
 
 
+def _by_shape(shapes: Sequence[tuple[int, int]]) -> list[Batch]:
+    """Return all images of each exact shape, in order of its first image."""
+    indices: dict[tuple[int, int], list[int]] = defaultdict(list)
+    for index, shape in enumerate(shapes):
+        indices[shape].append(index)
+    return [Batch(tuple(these), height, width) for (height, width), these in indices.items()]
+
+
 def _cut(group: Batch, batch_size: int) -> tuple[list[Batch], Batch | None]:
     """Return the full batches of a group, and the remaining images if there are any."""
     indices = group.indices
@@ -194,23 +175,6 @@ def _cut(group: Batch, batch_size: int) -> tuple[list[Batch], Batch | None]:
         Batch(indices[start : start + batch_size], group.height, group.width) for start in range(0, full, batch_size)
     ]
     return cut, Batch(indices[full:], group.height, group.width) if full < len(indices) else None
-
-
-def _join_to_few(groups: Sequence[Batch], shapes: Sequence[tuple[int, int]], most: int) -> list[Batch]:
-    """Join neighbours, least padding first, until `most` are left or every other join would pad too much."""
-    joined = list(groups)
-    while len(joined) > max(most, 1):
-        pairs = [(_joined(one, other, shapes), place) for place, (one, other) in enumerate(pairwise(joined))]
-        padded = [
-            (both.pixels - joined[place].pixels - joined[place + 1].pixels, place, both)
-            for both, place in pairs
-            if both is not None
-        ]
-        if not padded:
-            break
-        _, place, both = min(padded, key=lambda item: item[:2])
-        joined[place : place + 2] = [both]
-    return joined
 
 
 def _join(leftovers: Sequence[Batch], shapes: Sequence[tuple[int, int]], batch_size: int) -> list[Batch]:
@@ -230,7 +194,3 @@ def _joined(one: Batch, other: Batch, shapes: Sequence[tuple[int, int]]) -> Batc
     both = Batch(one.indices + other.indices, max(one.height, other.height), max(one.width, other.width))
     own = sum(shapes[index][0] * shapes[index][1] for index in both.indices)
     return both if both.pixels <= LEFTOVER_PADDING * own else None
-
-
-def _round_up(pixels: int, grid: int) -> int:
-    return -(-pixels // grid) * grid

@@ -80,7 +80,6 @@ class Detector:
         self._launcher = Launcher(
             self._transfer.release, device=self.device, precision=self.precision, batch_size=batch_size
         )
-        self.grid = 1 if self.device.type == "cpu" else 32
         self._thresholds = class_thresholds(self.config.categories, threshold, classes=classes, model=self.name).to(
             self.device
         )
@@ -131,7 +130,7 @@ class Detector:
 
     def batches(self, shapes: Sequence[tuple[int, int]]) -> list[Batch]:
         """Group images into batches by the (height, width) that `target_shape` returns for each."""
-        return order_batches(shapes, batch_size=self.batch_size, grid=self.grid)
+        return order_batches(shapes, batch_size=self.batch_size)
 
     def prepare(self, image: Tensor) -> Prepared:
         """Resize an upright uint8 `(3, H, W)` RGB image by the size rule of the model.

@@ -29,8 +29,9 @@ import pyarrow.parquet as pq
 from pipelines.labelling.labelled_keys import read_labelled
 from pipelines.labelling.plan import GPU_SHARD_IMAGES, write_plan
 from pipelines.lake.listing import list_objects
-from pipelines.store import Store, StoreEntry, memory_store, open_store
+from pipelines.store import Store, StoreEntry, open_store
 from pipelines.table.schema import SCHEMA, encode
+from tests.memory_store import memory_store
 
 FILE_ROWS = 131_072  # as 64 shards of a GPU run
 CHANGED_EVERY = 100

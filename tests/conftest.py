@@ -14,8 +14,9 @@ import hypothesis
 import pytest
 from obstore.store import MemoryStore
 
-from pipelines.store import Store, StoreOptions, memory_store, open_store
+from pipelines.store import Store, StoreOptions, open_store
 from pipelines.store.obstore_store import ObstoreStore
+from tests.memory_store import memory_store
 from tests.stub_hub import Hub, serving
 
 # before torch is imported: on busy cores its threads wait for each other, 20 times as long with these small networks

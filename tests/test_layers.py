@@ -48,6 +48,39 @@ PEER_FILES = {
     "pipelines/model_export.py": {"onnxruntime"},
     "pipelines/repeats/finding.py": {"duckdb"},  # the type of a connection
 }
+# libraries that take seconds and hundreds of MB to import: each in these files and folders of pipelines only
+HEAVY = {
+    "ray": {
+        "pipelines/actor_resources.py",
+        "pipelines/benchmarks/peers/",
+        "pipelines/cluster.py",
+        "pipelines/doctor/",
+        "pipelines/labelling/actor_pool.py",
+        "pipelines/labelling/pool_records.py",
+        "pipelines/local_ray.py",
+        "pipelines/run_metrics.py",
+        "pipelines/shards/tasks.py",
+        "pipelines/submission.py",
+        "pipelines/training/",
+    },
+    "torch": {
+        "pipelines/benchmarks/",
+        "pipelines/detect.py",
+        "pipelines/doctor/",
+        "pipelines/evaluation/table_results.py",
+        "pipelines/labelling/actor_pool.py",
+        "pipelines/labelling/isolated_decoding.py",
+        "pipelines/labelling/labeler.py",
+        "pipelines/labelling/labeler_spec.py",
+        "pipelines/model_export.py",
+        "pipelines/panoptic.py",
+        "pipelines/repeats/page.py",
+        "pipelines/report/pictures.py",
+        "pipelines/shards/reader.py",
+        "pipelines/table/preview.py",
+        "pipelines/training/",
+    },
+}
 
 
 def imported(source: str) -> set[str]:
@@ -80,6 +113,24 @@ def test_a_file_imports_absolutely_and_nothing_that_only_developers_have(path: P
 
     assert not {name for name in found if name.startswith(".")}
     assert found & (NEVER | PEERS) == PEER_FILES.get(path.as_posix(), set())
+
+
+@pytest.mark.parametrize("library", HEAVY)
+def test_ray_and_torch_are_imported_in_these_places_of_pipelines_and_nowhere_else(library: str) -> None:
+    files = [path for path in FILES if path.parts[0] == "pipelines" and library in imported((ROOT / path).read_text())]
+    places = {
+        next((place for place in HEAVY[library] if path.as_posix().startswith(place)), path.as_posix())
+        for path in files
+    }
+
+    assert places == HEAVY[library]
+
+
+@pytest.mark.parametrize("place", sorted(HEAVY["ray"]))
+def test_the_guide_for_contributors_names_every_place_that_imports_ray(place: str) -> None:
+    text = (ROOT / "CONTRIBUTING.md").read_text()
+
+    assert f"`{place}`" in text or (place == "pipelines/benchmarks/peers/" and "the peers of the benchmark" in text)
 
 
 def test_no_imports_form_a_circle() -> None:

@@ -44,7 +44,7 @@ class NetworkWithLoss(nn.Module):
 
     Attributes:
         network: the trained DETR; its parameters have the prefix `network.`.
-        position_head: only with warm losses; discarded when training ends.
+        position_head: only with dense losses; discarded when training ends.
     """
 
     def __init__(self, network: Detr, settings: LossSettings, *, bf16: bool = False, compiled: bool = False) -> None:
@@ -96,11 +96,11 @@ class NetworkWithLoss(nn.Module):
         )
         if self.position_head is None:
             return losses.total, _detached(losses.parts)
-        assert mask is None, "the warm losses need batches without padding"
+        assert mask is None, "the dense losses need batches without padding"
         assert output.memory is not None
-        return self._with_warm_losses(losses, output.memory.float(), batch.targets, height, width)
+        return self._with_dense_losses(losses, output.memory.float(), batch.targets, height, width)
 
-    def _with_warm_losses(
+    def _with_dense_losses(
         self, losses: Losses, memory: Tensor, targets: PaddedTargets, height: int, width: int
     ) -> tuple[Tensor, dict[str, Tensor]]:
         assert self.position_head is not None

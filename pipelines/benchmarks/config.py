@@ -10,13 +10,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
 
-from pipelines.options import check_options, height_and_width, option
+from pipelines.options import check_options, height_and_width, number_range, option
 
 Mode = Literal["model", "label", "train", "decode", "evaluate", "start"]
 Peer = Literal["transformers", "pipeline", "raydata", "daft", "openvino", "onnxruntime"]
 Part = Literal["detect", "forward"]
 Precision = Literal["fp32", "bf16", "fp16"]
 Primary = Literal["cpu", "wall"]
+Device = Literal["cpu", "cuda"]
 
 MODES: tuple[Mode, ...] = get_args(Mode)
 PEERS: Mapping[Peer, tuple[str, ...]] = {
@@ -88,7 +89,7 @@ class BenchConfig:
         "write MODE.json and MODE.md to this folder (nothing is written)", default=None, metavar="DIR"
     )
     rounds: int = option("rounds of fresh processes", default=3, metavar="N", at_least=1)
-    device: str = option("cpu or cuda", default="cpu")
+    device: Device = option("cuda is the first GPU of CUDA_VISIBLE_DEVICES", default="cpu")
     precisions: tuple[Precision, ...] = option("number format of the network", default=("fp32",), flag="--precision")
     shapes: tuple[tuple[int, int], ...] = option(
         "model, train: image size at the network's input (800x1066)",
@@ -123,7 +124,10 @@ class BenchConfig:
     )  # fmt: skip
     detections: int = option("evaluate: detections in each image", default=100, metavar="N", at_least=1)
     price_per_hour: float | None = option(
-        "price of this machine; adds the cost of a million images", default=None, metavar="USD", above=0
+        "price of this machine; adds the cost of a million images, on a CPU if every core does the same",
+        default=None,
+        metavar="USD",
+        above=0,
     )
     timeout_minutes: float = option("limit for one process", default=30.0, metavar="N", above=0)
     command: str = ""
@@ -162,7 +166,12 @@ class BenchConfig:
     @property
     def primary(self) -> Primary:
         """The compared kind of cost: CPU seconds, or wall seconds on a GPU."""
-        return "wall" if self.device.startswith("cuda") else "cpu"
+        return "wall" if self.device == "cuda" else "cpu"
+
+    def cores(self, machine: int) -> int:
+        """Return how many of a machine's cores a measured process uses: its threads, in `label` those of its actors."""
+        actors = 1 if self.mode != "label" or self.actors is None else number_range(self.actors)[1]
+        return machine if actors is None else min(machine, self.threads * actors)
 
     @property
     def longest(self) -> int:

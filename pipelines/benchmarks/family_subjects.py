@@ -5,7 +5,7 @@ from typing import Any
 
 from pipelines.benchmarks.agreement import save_found
 from pipelines.benchmarks.model_subjects import THRESHOLD, batches_of, drawn_pixels
-from pipelines.benchmarks.timing import Phases, result, steady
+from pipelines.benchmarks.timing import Phases, keep_freed_memory_as_actors, result, steady
 
 
 def detect(settings: dict[str, Any], folder: Path) -> dict[str, Any]:
@@ -24,6 +24,7 @@ def detect(settings: dict[str, Any], folder: Path) -> dict[str, Any]:
             threshold=THRESHOLD,
             batch_size=settings["batch"],
         )
+    keep_freed_memory_as_actors(settings["device"])
 
     def run(batch: Any) -> Any:
         return detector.detect([detector.prepare(image) for image in batch])

@@ -10,6 +10,8 @@ from typing import Any
 
 import torch
 
+from pipelines.benchmarks.machine import gpu_bus_id
+
 QUERIED = ("clocks.sm", "power.draw", "temperature.gpu", "utilization.gpu")
 REASONS = ("clocks_event_reasons.active", "clocks_throttle_reasons.active")  # names in newer and in older drivers
 EVERY_MS = 100
@@ -23,7 +25,11 @@ def gpu_samples() -> Iterator[list[list[str]]]:
     Without `nvidia-smi` the rows are empty.
     """
     rows: list[list[str]] = []
-    command = _query(_reasons_field())
+    address = gpu_bus_id()
+    if address is None:
+        yield rows
+        return
+    command = _query(_reasons_field(address), address)
     try:
         process = subprocess.Popen(  # noqa: S603 - a constant command
             [*command, "-lms", str(EVERY_MS)], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
@@ -100,17 +106,17 @@ def device_facts() -> dict[str, Any]:
     }
 
 
-def _query(reasons: str) -> list[str]:
+def _query(reasons: str, address: str) -> list[str]:
     fields = ",".join((*QUERIED, reasons))
-    return ["nvidia-smi", f"--query-gpu={fields}", "--format=csv,noheader,nounits", "-i", "0"]
+    return ["nvidia-smi", f"--query-gpu={fields}", "--format=csv,noheader,nounits", "-i", address]
 
 
 @cache
-def _reasons_field() -> str:
+def _reasons_field(address: str) -> str:
     """Return the field name of throttling reasons in this machine's driver."""
     for name in REASONS:
         try:
-            if subprocess.run(_query(name), capture_output=True, timeout=20, check=False).returncode == 0:  # noqa: S603
+            if subprocess.run(_query(name, address), capture_output=True, timeout=20, check=False).returncode == 0:  # noqa: S603
                 return name
         except (OSError, subprocess.SubprocessError):
             break

@@ -12,6 +12,7 @@ from pipelines.benchmarks.process_tree import run_measured
 from pipelines.benchmarks.rounds import python_path
 
 FOLDER = "tests/gpu"
+REHEARSAL = "GPU_TESTS_DEVICE"  # of tests/gpu/conftest.py
 OUTCOME = re.compile(r"^(\S+::.+?) (PASSED|FAILED|SKIPPED|ERROR|XFAIL)\b", re.MULTILINE)
 OUTPUT_KEPT = 6000
 
@@ -22,7 +23,7 @@ class TestRun:
 
     Attributes:
         root: folder of the checkout, which contains `tests/gpu`.
-        device: "cuda", or "cpu" in a rehearsal, in which tests are skipped.
+        device: "cuda", or "cpu" in a rehearsal.
         outcomes: by test.
     """
 
@@ -61,9 +62,12 @@ class TestRun:
         ]
         command += ["-p", "no:cacheprovider", f"--confcutdir={self.root / FOLDER}", "--continue-on-collection-errors"]
         command += [f"--deselect={test}" for test in self.outcomes]
+        environment = {name: value for name, value in os.environ.items() if name != REHEARSAL}
+        if self.device == "cpu":
+            environment[REHEARSAL] = "cpu"
         use = run_measured(
             [*command, FOLDER],
-            environment={**os.environ, "PYTHONPATH": python_path(self.root), "PYTHONUNBUFFERED": "1"},
+            environment={**environment, "PYTHONPATH": python_path(self.root), "PYTHONUNBUFFERED": "1"},
             folder=self.root,
             output=output,
             timeout_s=limit_s,
@@ -75,4 +79,6 @@ class TestRun:
         failed = [test for test, outcome in found.items() if outcome in ("FAILED", "ERROR")]
         state = "not finished" if use.timed_out else "failed" if failed or use.exit_code not in (0, 5) else "done"
         more = {"output": text[-OUTPUT_KEPT:]} if state == "failed" or not found else {}
+        if state == "done" and set((found or self.outcomes).values()) <= {"SKIPPED"}:
+            state, more = "skipped", {"reason": "every test was skipped", "output": text[-OUTPUT_KEPT:]}
         return {"state": state, "seconds": round(use.wall_s, 1), "counts": counts, "failed": failed, **more}

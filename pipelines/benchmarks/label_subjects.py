@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from pipelines.benchmarks.timing import Phases, result, steady
+from pipelines.benchmarks.timing import Phases, keep_freed_memory_as_actors, result, steady
 
 
 def command(settings: dict[str, Any], _folder: Path) -> dict[str, Any]:
@@ -42,15 +42,20 @@ def network_alone(settings: dict[str, Any], _folder: Path) -> dict[str, Any]:
     with phases.phase("import"):
         import torch
 
-        from detr.batching import order_batches
+        from detr import batching
         from detr.detector import Detector
         from detr.images.decoding import decode
     torch.set_num_threads(settings["threads"])
     with phases.phase("load"):
         detector = Detector(settings["model"], device=settings["device"], precision=settings["precision"])
+    keep_freed_memory_as_actors(settings["device"])
     prepared = [detector.prepare(decode(Path(file).read_bytes())) for file in settings["files"]]
     shapes = [(int(image.pixels.shape[1]), int(image.pixels.shape[2])) for image in prepared]
-    batches = order_batches(shapes, batch_size=detector.batch_size, grid=detector.grid)
+    if hasattr(detector, "batches"):
+        batches = detector.batches(shapes)
+    else:  # earlier checkouts
+        order: Any = batching.order_batches
+        batches = order(shapes, batch_size=detector.batch_size, grid=detector.grid)  # type: ignore[attr-defined]
 
     hosts: dict[tuple[int, ...], Any] = {}
     pending: list[Any] = []

@@ -142,7 +142,7 @@ def pipeline_cases(bench: Bench, name: str, model: str) -> Iterator[Case]:
             yield Case(
                 name=f"{name}, pictures of {shape[0]}x{shape[1]}, batch {batch}, fp32, {config.device}",
                 variants=(
-                    Variant("ours", "family_subjects:detect", settings),
+                    Variant("ours", "family_subjects:detect", settings, note=_note(bench)),
                     pipeline,
                     Variant("transformers, network alone", f"{subject}:network", settings, version),
                 ),
@@ -220,14 +220,14 @@ def decode_cases(bench: Bench) -> Iterator[Case]:
 
 def _model_variants(bench: Bench, part: str, settings: Mapping[str, Any]) -> Iterator[Variant]:
     version = installed("transformers") or ""
-    yield from bench.with_before(Variant("ours", f"model_subjects:{part}", settings))
+    yield from bench.with_before(Variant("ours", f"model_subjects:{part}", settings, note=_note(bench)))
     compiled = {**settings, "compile": True}
     if part == "detect":
         if bench.has("transformers"):
             yield Variant("transformers", "peers.transformers_model:detect", settings, version)
         return
     if bench.config.compiled:
-        yield Variant("ours, compiled", "model_subjects:forward", compiled)
+        yield Variant("ours, compiled", "model_subjects:forward", compiled, note=_note(bench))
     if bench.has("transformers"):
         subject = "peers.transformers_model:forward"
         yield Variant("transformers", subject, settings, version, note="as its documentation shows")
@@ -241,6 +241,10 @@ def _model_variants(bench: Bench, part: str, settings: Mapping[str, Any]) -> Ite
         yield Variant("OpenVINO", "peers.openvino_model:forward", settings, installed("openvino") or "")
     if bench.has("onnxruntime") and settings["precision"] == "fp32":
         yield Variant("ONNX Runtime", "peers.onnxruntime_model:forward", settings, installed("onnxruntime") or "")
+
+
+def _note(bench: Bench) -> str:
+    return "freed memory is kept, as in actors of label" if bench.config.device == "cpu" else ""
 
 
 def _reference(bench: Bench, shape: tuple[int, int]) -> Path:

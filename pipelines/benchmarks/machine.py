@@ -1,5 +1,6 @@
 """The machine of a measurement: processor, memory, GPU, versions."""
 
+import ctypes
 import importlib.metadata
 import os
 import platform
@@ -49,9 +50,30 @@ def installed(package: str) -> str | None:
         return None
 
 
+def gpu_bus_id() -> str | None:
+    """Return the PCI address of the GPU that "cuda" means in torch, for `nvidia-smi -i`; None without a GPU.
+
+    The driver numbers the GPUs of CUDA_VISIBLE_DEVICES from 0, and nvidia-smi all of them, in another order. Does not
+    import torch.
+    """
+    try:
+        driver = ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return None
+    device, address = ctypes.c_int(), ctypes.create_string_buffer(32)
+    failed = (
+        driver.cuInit(0)
+        or driver.cuDeviceGet(ctypes.byref(device), 0)
+        or driver.cuDeviceGetPCIBusId(address, len(address), device)
+    )
+    return None if failed else address.value.decode()
+
+
 def _gpu() -> str | None:
-    """Query the driver instead of torch, so that the harness does not import torch."""
-    command = ["nvidia-smi", f"--query-gpu={GPU_FACTS}", "--format=csv,noheader", "-i", "0"]
+    address = gpu_bus_id()
+    if address is None:
+        return None
+    command = ["nvidia-smi", f"--query-gpu={GPU_FACTS}", "--format=csv,noheader", "-i", address]
     try:
         return subprocess.run(command, capture_output=True, text=True, check=True, timeout=20).stdout.strip()  # noqa: S603
     except (OSError, subprocess.SubprocessError):

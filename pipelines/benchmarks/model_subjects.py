@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from pipelines.benchmarks.agreement import save_found
-from pipelines.benchmarks.timing import Phases, result, steady
+from pipelines.benchmarks.timing import Phases, keep_freed_memory_as_actors, result, steady
 
 Item = TypeVar("Item")
 
@@ -58,6 +58,7 @@ def detect(settings: dict[str, Any], folder: Path) -> dict[str, Any]:
             threshold=THRESHOLD,
             batch_size=settings["batch"],
         )
+    keep_freed_memory_as_actors(settings["device"])
     height, width = settings["shape"]
     prepared: Any = detectors.Prepared  # type: ignore[attr-defined]  # its own place differs between checkouts
     images = [prepared(pixels, height, width) for pixels in drawn_pixels(settings)]
@@ -91,6 +92,7 @@ def forward(settings: dict[str, Any], folder: Path) -> dict[str, Any]:
     with phases.phase("load"):
         network = folded(load(folder / "model")).to(device).to(memory_format=torch.channels_last)
         call: Callable[..., DetrOutput] = torch.compile(network, dynamic=False) if settings.get("compile") else network
+    keep_freed_memory_as_actors(device)
     batches = [normalised(batch, device) for batch in batches_of(drawn_pixels(settings), settings["batch"])]
 
     @torch.inference_mode()

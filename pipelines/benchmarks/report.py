@@ -8,7 +8,7 @@ from typing import Any
 from pipelines.benchmarks.figures import Spread, is_shown
 from pipelines.benchmarks.records import Record
 
-SCHEMA = 1  # version of the JSON document; incremented when a field changes its meaning
+SCHEMA = 2  # version of the JSON document; incremented when a field changes its meaning
 NO_AGREEMENT = "not printed: its agreement with the reference is not known"
 
 
@@ -25,6 +25,7 @@ class Report:
         missing: requested peers that are not installed, with instructions.
         reference: the reference of the agreement.
         seconds: total wall time.
+        price: what `usd_per_million` was computed from; empty without a price.
     """
 
     mode: str
@@ -35,6 +36,7 @@ class Report:
     missing: Sequence[str] = ()
     reference: str = ""
     seconds: float = 0.0
+    price: str = ""
     extra: Mapping[str, Any] = field(default_factory=dict)
 
     @property
@@ -67,6 +69,8 @@ def to_markdown(report: Report) -> str:
     ]
     if report.reference:
         lines.append(f"- agreement with: {report.reference}")
+    if report.price:
+        lines.append(f"- USD per million images: {report.price}")
     lines += [f"- not measured: {sentence}" for sentence in report.missing]
     for case in dict.fromkeys(one.case for one in report.records):
         lines += ["", f"### {case}", "", *_table([one for one in report.records if one.case == case])]

@@ -1,5 +1,7 @@
 """Time calls in a subject's process: phases of its start, warm-up, steady state. Imports torch for CUDA only."""
 
+import importlib
+import importlib.util
 import time
 from collections.abc import Callable, Iterator, Sequence, Sized
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -66,7 +68,7 @@ def steady(
         phases: receives the CPU time of the warm-up.
         kept: receives the result of each batch once, for comparison without computing it again.
     """
-    on_gpu = device.startswith("cuda")
+    on_gpu = device == "cuda"
     with phases.phase("first"):
         call(batches[0])
         _synchronize(on_gpu)
@@ -96,6 +98,15 @@ def steady(
 
     gpu = {**summary(samples), "peak_mb": peak_mb(), **busy_share(lambda: call(batches[0]))}
     return Steady(spent.images, spent.cpu_s, spent.wall_s, gpu)
+
+
+def keep_freed_memory_as_actors(device: str) -> None:
+    """Set the allocator of this process as an actor of `label` does before its network runs on a CPU.
+
+    Earlier checkouts did not.
+    """
+    if device == "cpu" and importlib.util.find_spec("pipelines.process_memory") is not None:
+        importlib.import_module("pipelines.process_memory").keep_freed_memory()
 
 
 def result(phases: Phases, spent: Steady, **more: Any) -> dict[str, Any]:

@@ -175,7 +175,7 @@ def _duplicate_sentences(
                 second.append((versions[row], first_file[place]))
         if second:
             (uri, etag, model, settings), before = second[0]
-            rows = "a second row" if len(second) == 1 else f"{len(second):,} second rows"
+            rows = "a duplicate row" if len(second) == 1 else f"{len(second):,} duplicate rows"
             version = f"{uri} ({'no etag' if etag is None else f'etag {etag}'})"
             labeller = model if settings is None else f"{model} with the settings {settings}"
             yield (

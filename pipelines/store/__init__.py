@@ -24,7 +24,6 @@ from pipelines.store.interface import (
     is_transient,
     transfer_seconds,
 )
-from pipelines.store.memory import memory_store
 from pipelines.store.opening import Stores, check_root, open_store, open_unflushed
 from pipelines.store.uris import (
     GIVES_ACCESS,
@@ -70,7 +69,6 @@ __all__ = [
     "is_transient",
     "is_utf8",
     "join_uri",
-    "memory_store",
     "open_store",
     "open_unflushed",
     "probe",

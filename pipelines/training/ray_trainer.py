@@ -62,26 +62,26 @@ def fit(
         RayDetrError: the run must stop, or the workers failed too often.
     """
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    board: Any = ray.remote(RunStatus).options(num_cpus=0, scheduling_strategy=here).remote(config.restarts)
-    spec = WorkerSpec(config, configuration, start_id, versions, board, group.threads, scratch)
+    status: Any = ray.remote(RunStatus).options(num_cpus=0, scheduling_strategy=here).remote(config.restarts)
+    spec = WorkerSpec(config, configuration, start_id, versions, status, group.threads, scratch)
     quiet = nullcontext() if config.verbose else silenced()
     with quiet:
         while True:
             trainer = _trainer(group, spec)
             failed = None
-            with _watched(board, show, say, meter):
+            with _watched(status, show, say, meter):
                 try:
                     trainer.fit()
                 except (ray.train.TrainingFailedError, ray.exceptions.RayError) as error:
                     failed = error
-            _, stopped, finished, starts = ray.get(board.read.remote())
+            _, stopped, finished, starts = ray.get(status.read.remote())
             if stopped is not None:
-                is_capped, step = ray.get(board.stopped_at_cap.remote())
+                is_capped, step = ray.get(status.stopped_at_cap.remote())
                 raise CapReached(stopped, step=step) if is_capped else RayDetrError(stopped)
             if finished:
                 return tuple(starts)
             # Ray Train (2.60) gives up if workers are lost while they connect to each other: start it again, and count
-            ray.get(board.fail.remote(last_line(failed) if failed else "the workers ended without a message"))
+            ray.get(status.fail.remote(last_line(failed) if failed else "the workers ended without a message"))
 
 
 class _Trainer(TorchTrainer):
@@ -111,7 +111,7 @@ def _trainer(group: Group, spec: WorkerSpec) -> _Trainer:
             name=f"{spec.start_id}-{secrets.token_hex(2)}",
             storage_path=spec.scratch,  # for Ray's own checkpoints; the workers write those of the run
             failure_config=FailureConfig(max_failures=-1),
-            callbacks=[ControllerStates(spec.board)],  # type: ignore[list-item]
+            callbacks=[ControllerStates(spec.status)],  # type: ignore[list-item]
         ),
     )
 
@@ -126,7 +126,7 @@ def resize_seconds(checkpoint_minutes: float) -> float:
 
 @contextmanager
 def _watched(
-    board: Any, show: Callable[[TrainProgress], None], say: Callable[[str], None], meter: Meter
+    status: Any, show: Callable[[TrainProgress], None], say: Callable[[str], None], meter: Meter
 ) -> Iterator[None]:
     """Show progress and notes while the driver waits for Ray Train, and end Ray Train if the run must stop.
 
@@ -138,8 +138,8 @@ def _watched(
         nonlocal ends
         try:
             if meter.reached.is_set():
-                board.cap.remote(meter.reason)
-            (progress, stopped, _, _), notes = ray.get([board.read.remote(), board.take_notes.remote()])
+                status.cap.remote(meter.reason)
+            (progress, stopped, _, _), notes = ray.get([status.read.remote(), status.take_notes.remote()])
         except ray.exceptions.RayError:  # the cluster has ended: waiting for Ray Train raises the error
             return False
         for note in notes:
@@ -149,7 +149,7 @@ def _watched(
         if stopped is not None and ends is None:
             ends = time.monotonic() + LEAVE_SECONDS
         if ends is not None and time.monotonic() > ends:
-            controller = ray.get(board.controller.remote())
+            controller = ray.get(status.controller.remote())
             if controller is not None:
                 ray.kill(controller)
                 return False
@@ -158,5 +158,5 @@ def _watched(
     with repeating(watch, seconds=POLL_SECONDS, name="watch"):
         yield
     with suppress(ray.exceptions.RayError):  # the cluster has ended
-        for note in ray.get(board.take_notes.remote()):
+        for note in ray.get(status.take_notes.remote()):
             say(note)

@@ -139,7 +139,7 @@ class Recipe:
                 f"{self.batch_size}. Give a multiple of --batch-size."
             )
         if self.warm_losses and not self.one_shape_a_batch:
-            raise ValueError("warm losses: they need batches without padding; give --one-shape-a-batch, too")
+            raise ValueError("--warm-losses needs batches without padding; give --one-shape-a-batch, too")
         if self.one_shape_a_batch and self.similar_sizes:
             raise ValueError(
                 "similar sizes: it cannot be combined with batches of one shape; give --no-one-shape-a-batch, too"

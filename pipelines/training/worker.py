@@ -60,21 +60,21 @@ def train_worker(spec: WorkerSpec) -> None:
         with ExitStack() as stack:
             _Worker(spec, collective, stack).run()
     except LeftPeers as error:
-        ray.get(spec.board.stop.remote(str(error)))
+        ray.get(spec.status.stop.remote(str(error)))
         raise  # so that Ray Train ends the other workers, which wait for this one
     except (RayDetrError, StoreError) as error:
         reason = str(error)
     except StoppedElsewhere:
         pass  # the worker that failed reports the reason
     if reason is not None:
-        ray.get(spec.board.stop.remote(reason))
+        ray.get(spec.status.stop.remote(reason))
 
 
 def _is_stopped(spec: WorkerSpec) -> bool:
     """Report that the workers begin, and return whether the run is stopped."""
     saved = latest_checkpoint(open_store(spec.config.run_uri, spec.config.options))
     assert saved is not None, "the driver writes the first checkpoint"
-    return ray.get(spec.board.begin.remote(saved.step)) is not None
+    return ray.get(spec.status.begin.remote(saved.step)) is not None
 
 
 class StoppedElsewhere(Exception):
@@ -89,7 +89,7 @@ class _Worker:
         self.collective, self.stack = collective, stack
         self.is_first = collective.rank == 0
         self.run_store = open_store(self.config.run_uri, self.config.options)
-        self.reporter = Reporter(self.config, spec.board, collective)
+        self.reporter = Reporter(self.config, spec.status, collective)
         self.looked = self.saved = time.monotonic()  # for a preemption notice; the last checkpoint
         self.answered: object = None  # the last preemption notice for which a checkpoint was written
         self.pending: BegunStep | None = None  # the step that the device may still be computing
@@ -331,7 +331,7 @@ class _Worker:
             self._note(self.saver.wait)
             if self.problem is not None:
                 raise RayDetrError(self.problem)
-            ray.get(self.spec.board.stop_at_cap.remote(position.step))
+            ray.get(self.spec.status.stop_at_cap.remote(position.step))
         raise StoppedElsewhere
 
     def _save(self, learner: Learner, position: TrainingPosition) -> None:
@@ -375,7 +375,7 @@ class _Worker:
         self.reporter.end_evaluation(position, metrics)
 
     def _tell_user(self, sentence: str) -> None:
-        ray.get(self.spec.board.note.remote(sentence))  # or it would be lost if this process ends now
+        ray.get(self.spec.status.note.remote(sentence))  # or it would be lost if this process ends now
 
     def _note(self, work: Callable[[], object]) -> None:
         """Call `work` on rank 0; if it fails, all workers stop before the next step, so that none waits for rank 0."""

@@ -17,7 +17,7 @@ class WorkerSpec:
         configuration: the options that determine the weights, and what identifies the shards, for the run's record.
         start_id: identifies the execution of the command.
         versions: versions of this package and its dependencies, for the records.
-        board: handle of the `pipelines.training.run_status.RunStatus` actor.
+        status: handle of the `pipelines.training.run_status.RunStatus` actor.
         threads: threads that decode and augment.
         scratch: a folder on the driver's machine for temporary files, which the driver removes.
     """
@@ -26,6 +26,6 @@ class WorkerSpec:
     configuration: dict[str, Any]
     start_id: str
     versions: dict[str, str]
-    board: Any
+    status: Any
     threads: int
     scratch: str

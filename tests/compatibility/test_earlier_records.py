@@ -12,8 +12,9 @@ from pipelines.labelling.manifest import read_complete, read_manifest
 from pipelines.labelling.run import list_runs, read_end, read_run
 from pipelines.labelling.run_summaries import summarise_runs
 from pipelines.shards.reader import read_index
-from pipelines.store import Store, memory_store
+from pipelines.store import Store
 from pipelines.training import checkpoint_index, run_record
+from tests.memory_store import memory_store
 
 
 def earlier(folder: str) -> Store:

@@ -7,7 +7,6 @@ from hypothesis import strategies as st
 
 from detr.batching import (
     LEFTOVER_PADDING,
-    MOST_EXACT_SHAPES,
     Batch,
     HostBatch,
     Prepared,
@@ -21,7 +20,6 @@ from detr.images.decoding import resize_shape
 SHAPES = st.lists(st.tuples(st.integers(1, 400), st.integers(1, 400)), max_size=60)
 FEW_SHAPES = st.lists(st.sampled_from([(96, 128), (128, 96), (100, 130), (64, 64), (120, 100)]), max_size=60)
 BATCH_SIZES = st.integers(1, 9)
-GRIDS = st.sampled_from([1, 8, 32])
 
 # (height, width): images of that size among 350 of COCO's, those that occur at least thrice; the others one by one
 COCO_SIZES = {
@@ -42,93 +40,71 @@ RARE_COCO_SIZES = [
 ]  # fmt: skip
 
 
-@given(shapes=SHAPES, batch_size=BATCH_SIZES, grid=GRIDS)
-def test_every_image_is_in_exactly_one_batch(shapes: list[tuple[int, int]], batch_size: int, grid: int) -> None:
-    batches = order_batches(shapes, batch_size=batch_size, grid=grid)
+@given(shapes=SHAPES, batch_size=BATCH_SIZES)
+def test_every_image_is_in_exactly_one_batch(shapes: list[tuple[int, int]], batch_size: int) -> None:
+    batches = order_batches(shapes, batch_size=batch_size)
 
     assert sorted(index for batch in batches for index in batch.indices) == list(range(len(shapes)))
 
 
-@given(shapes=SHAPES | FEW_SHAPES, batch_size=BATCH_SIZES, grid=GRIDS)
-def test_a_batch_is_not_empty_and_not_too_large(shapes: list[tuple[int, int]], batch_size: int, grid: int) -> None:
-    batches = order_batches(shapes, batch_size=batch_size, grid=grid)
+@given(shapes=SHAPES | FEW_SHAPES, batch_size=BATCH_SIZES)
+def test_a_batch_is_not_empty_and_not_too_large(shapes: list[tuple[int, int]], batch_size: int) -> None:
+    batches = order_batches(shapes, batch_size=batch_size)
 
     assert all(1 <= len(batch.indices) <= batch_size for batch in batches)
 
 
-@given(shapes=SHAPES | FEW_SHAPES, batch_size=BATCH_SIZES, grid=GRIDS)
-def test_every_image_fits_into_the_shape_of_its_batch(
-    shapes: list[tuple[int, int]], batch_size: int, grid: int
-) -> None:
-    for batch in order_batches(shapes, batch_size=batch_size, grid=grid):
-        is_exact = {shapes[i] for i in batch.indices} == {(batch.height, batch.width)}
-        assert is_exact or batch.height % grid == batch.width % grid == 0
+@given(shapes=SHAPES | FEW_SHAPES, batch_size=BATCH_SIZES)
+def test_every_image_fits_into_the_shape_of_its_batch(shapes: list[tuple[int, int]], batch_size: int) -> None:
+    for batch in order_batches(shapes, batch_size=batch_size):
         assert all(shapes[i][0] <= batch.height and shapes[i][1] <= batch.width for i in batch.indices)
 
 
-@given(shapes=SHAPES | FEW_SHAPES, batch_size=BATCH_SIZES, grid=GRIDS)
-def test_a_batch_is_padded_to_the_grid_or_by_8_percent_in_all(
-    shapes: list[tuple[int, int]], batch_size: int, grid: int
-) -> None:
-    for batch in order_batches(shapes, batch_size=batch_size, grid=grid):
-        to_the_grid = all(
-            batch.height - shapes[i][0] < grid and batch.width - shapes[i][1] < grid for i in batch.indices
-        )
+@given(shapes=SHAPES | FEW_SHAPES, batch_size=BATCH_SIZES)
+def test_a_batch_is_padded_by_8_percent_at_most(shapes: list[tuple[int, int]], batch_size: int) -> None:
+    for batch in order_batches(shapes, batch_size=batch_size):
         own = sum(shapes[i][0] * shapes[i][1] for i in batch.indices)
-        assert to_the_grid or len(batch.indices) * batch.height * batch.width <= LEFTOVER_PADDING * own
+        assert len(batch.indices) * batch.height * batch.width <= LEFTOVER_PADDING * own
 
 
-@given(shapes=FEW_SHAPES, batch_size=BATCH_SIZES, grid=GRIDS)
-def test_what_fills_batches_of_one_shape_is_not_mixed(
-    shapes: list[tuple[int, int]], batch_size: int, grid: int
-) -> None:
-    batches = order_batches(shapes, batch_size=batch_size, grid=grid)
+@given(shapes=FEW_SHAPES, batch_size=BATCH_SIZES)
+def test_what_fills_batches_of_one_shape_is_not_mixed(shapes: list[tuple[int, int]], batch_size: int) -> None:
+    batches = order_batches(shapes, batch_size=batch_size)
 
     for shape in set(shapes):
         alone = [batch for batch in batches if {shapes[i] for i in batch.indices} == {shape}]
-        if grid == 1 or len(set(shapes)) <= MOST_EXACT_SHAPES:
-            assert sum(len(batch.indices) == batch_size for batch in alone) >= shapes.count(shape) // batch_size
+        assert sum(len(batch.indices) == batch_size for batch in alone) >= shapes.count(shape) // batch_size
 
 
-def test_full_batches_of_one_shape_are_not_padded_to_the_grid() -> None:
-    batches = order_batches([(800, 1066)] * 5 + [(800, 1070)], batch_size=2, grid=32)
+def test_full_batches_hold_one_shape_and_are_not_padded() -> None:
+    batches = order_batches([(800, 1066)] * 5 + [(800, 1070)], batch_size=2)
 
-    assert batches == [Batch((0, 1), 800, 1066), Batch((2, 3), 800, 1066), Batch((4, 5), 800, 1088)]
-
-
-def test_with_a_grid_buckets_of_similar_aspect_are_joined_to_few_shapes() -> None:
-    shapes = [(800, 800 + 32 * step) for step in range(17) for _ in range(3)]
-
-    batches = order_batches(shapes, batch_size=2, grid=32)
-
-    # six shapes have full batches of their own, and five joined buckets hold the other shapes and the rest of these
-    assert len({(batch.height, batch.width) for batch in batches}) == 11
+    assert batches == [Batch((0, 1), 800, 1066), Batch((2, 3), 800, 1066), Batch((5, 4), 800, 1070)]
 
 
 def test_leftovers_of_like_shape_share_a_batch_and_others_do_not() -> None:
-    batches = order_batches([(100, 100), (100, 102), (100, 400)], batch_size=4, grid=1)
+    batches = order_batches([(100, 100), (100, 102), (100, 400)], batch_size=4)
 
     assert sorted(batches, key=lambda batch: batch.width) == [Batch((1, 0), 100, 102), Batch((2,), 100, 400)]
 
 
 def test_no_images_give_no_batches() -> None:
-    assert order_batches([], batch_size=4, grid=32) == []
+    assert order_batches([], batch_size=4) == []
 
 
-@pytest.mark.parametrize(("batch_size", "bound"), [(8, 0.025), (16, 0.03), (32, 0.04)])
+@pytest.mark.parametrize(("batch_size", "bound"), [(8, 0.005), (16, 0.01), (32, 0.015)])
 def test_padding_over_coco_s_sizes_stays_small(batch_size: int, bound: float) -> None:
     draw = random.Random(0)  # noqa: S311 - a shard of photographs, the same in every run
     shapes = [resize_shape(*size) for size in coco_like_sizes(draw, 2048)]
 
-    batches = order_batches(shapes, batch_size=batch_size, grid=32)
+    batches = order_batches(shapes, batch_size=batch_size)
 
     own = sum(height * width for height, width in shapes)
     padded = sum(len(batch.indices) * batch.height * batch.width for batch in batches)
-    assert padded / own - 1 <= bound  # measured: 0.021 at every size
-    assert len({(batch.height, batch.width) for batch in batches}) <= 17
+    assert padded / own - 1 <= bound  # measured: 0.002, 0.005, 0.009
     assert len(batches) <= 1.12 * 2048 / batch_size
     exact = [batch for batch in batches if {shapes[i] for i in batch.indices} == {(batch.height, batch.width)}]
-    assert sum(len(batch.indices) for batch in exact) >= 0.5 * 2048  # without padding: measured 0.60, 0.59, 0.56
+    assert sum(len(batch.indices) for batch in exact) >= 0.55 * 2048  # without padding: measured 0.71, 0.69, 0.61
 
 
 def coco_like_sizes(draw: random.Random, count: int) -> list[tuple[int, int]]:

@@ -127,15 +127,6 @@ def test_an_image_padded_to_any_larger_shape_gives_what_it_gives_alone() -> None
             assert_same(one, expected)
 
 
-def test_the_shapes_of_a_gpu_s_grid_change_nothing() -> None:
-    images = [picture(height, width, seed) for seed, (height, width) in enumerate(MIXED)]
-    gridded = detector()
-    gridded.grid = 32
-
-    for one, expected in zip(gridded(images), detector()(images), strict=True):
-        assert_same(one, expected)
-
-
 def test_more_images_than_a_window_holds_keep_their_order() -> None:
     tiny = detector(batch_size=32)
     kinds = [picture(16, 16 + 8 * number, number) for number in range(3)]

@@ -187,7 +187,7 @@ class SimulatedTensor(Tensor):
 
     @staticmethod
     def __new__(cls, elem: Tensor) -> SimulatedTensor:
-        # never an inference tensor: in inference mode PyTorch makes views of parameters, which are none
+        # never an inference tensor: in inference mode PyTorch makes views of parameters, which are normal tensors
         with torch.inference_mode(False):
             made: SimulatedTensor = torch.Tensor._make_wrapper_subclass(
                 cls,

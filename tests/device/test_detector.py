@@ -45,6 +45,14 @@ ONE_SHAPE = images((64, 96), (64, 96), (64, 96))
 PADDED = images((64, 90), (60, 96), (64, 96))
 
 
+def test_pictures_of_one_shape_are_not_padded(cuda: SimulatedCuda) -> None:
+    detector = Detector(network(), device="cuda", batch_size=2)
+
+    batches = detector.batches([(63, 95)] * 3)
+
+    assert [(len(batch.indices), batch.height, batch.width) for batch in batches] == [(2, 63, 95), (1, 63, 95)]
+
+
 @pytest.mark.parametrize("precision", ["fp32", "tf32", "bf16", "fp16"])
 @pytest.mark.parametrize("batch", [ONE_SHAPE, PADDED], ids=["one shape", "padded"])
 def test_the_host_waits_once_a_batch_for_its_detections(

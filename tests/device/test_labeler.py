@@ -12,8 +12,8 @@ from detr.detector import Detector
 from detr.model import Detr
 from detr.tiled_detector import TiledDetector
 from detr.tiles import Tiling
-from pipelines.store import memory_store
 from tests.device.simulated_cuda import SimulatedCuda
+from tests.memory_store import memory_store
 from tests.pipelines.labelling.failing_lake import Lake
 from tests.pipelines.labelling.test_labeler import TINY, labeler, picture, rows
 

@@ -37,9 +37,9 @@ class Faults:
 
     Args:
         slow_down: 503 SlowDown, and the store does not see the request.
-        denied: 403 AccessDenied, likewise: throttling that looks like a refusal.
-        expired: 400 ExpiredToken, likewise.
-        reset: The connection is reset, likewise.
+        denied: 403 AccessDenied, and the store does not see the request: throttling that looks like a refusal.
+        expired: 400 ExpiredToken, and the store does not see the request.
+        reset: The connection is reset, and the store does not see the request.
         truncate: A part of the answer's body, and the end, though the header announces more.
         shorten: A part of the answer's body, which the header agrees with: only who knows the size can tell.
         most_per_second: Of more requests the rest is refused with 503 SlowDown, as a store does that has a quota.

@@ -1,7 +1,7 @@
 """Whole runs on a real S3 server behind a proxy that makes it misbehave: `make test-faults-s3`.
 
 Images, plan, parts and table files all go through it. However bad the store is, each image has its one row in the end,
-and none of the rows is an error: what is wrong with the world is never written down as an image's fault.
+and none of the rows is an error: an error of the environment is never recorded as an image's error.
 """
 
 from __future__ import annotations

@@ -49,7 +49,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture
 def photos(tmp_path: Path) -> Path:
-    """Three of 48 x 32 pixels in two folders, a page that is no image, and notes."""
+    """Three of 48 x 32 pixels in two folders, a page that is not an image, and notes."""
     folder = tmp_path / "photos"
     (folder / "more").mkdir(parents=True)
     for name, grey in (("b.jpg", 80), ("a.png", 120), ("more/b.jpg", 160)):

@@ -90,7 +90,7 @@ def test_a_png_holds_the_ids() -> None:
 
 @pytest.fixture
 def segmented(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Path:
-    """A folder that the command wrote for three drawn images and one that is no image."""
+    """A folder that the command wrote for three drawn images and one file that is not an image."""
     write_panoptic(small_panoptic(), tmp_path / "model")
     write_scenes(tmp_path / "images", 3, 4, sizes={(96, 128): 1})
     (tmp_path / "images" / "cut.jpg").write_bytes(b"\xff\xd8nothing")

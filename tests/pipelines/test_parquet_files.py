@@ -8,7 +8,8 @@ import pytest
 
 from pipelines.errors import OutOfMemory, RayDetrError
 from pipelines.parquet_files import open_bytes, open_object, parquet_of, stored_schema
-from pipelines.store import Store, StoreDown, memory_store
+from pipelines.store import Store, StoreDown
+from tests.memory_store import memory_store
 
 TABLE = pa.table({"a": list(range(1000)), "b": [f"text {number * 7919 % 1000}" for number in range(1000)]})
 

@@ -85,7 +85,7 @@ def test_a_call_that_always_fails_ends_in_a_sentence_and_is_finished_when_it_wor
         def before(_writer: str, call: str, world: World = world, place: int = place) -> Fault | None:
             if world.calls == place:
                 broken.append(call)  # noqa: B023 - called in this turn of the loop only
-            return fault if call in broken else None  # noqa: B023 - likewise
+            return fault if call in broken else None  # noqa: B023 - called in this turn of the loop only
 
         world.before_call = before
         writer = Writer(world)

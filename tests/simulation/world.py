@@ -1,8 +1,8 @@
-"""A world to run whole labelling runs in: a store whose every call may go wrong, a clock, a detector, a reader.
+"""A simulated environment of whole labelling runs: a store whose every call may fail, a clock, a detector, a reader.
 
 A *writer* is a process that runs the same command again and again. Each of its store calls passes `World.call`, where a
-plan of faults decides what becomes of it: it crashes before or after its effect, its answer is lost, or it waits while
-others go on. After every call a reader looks at the table and holds it against what it saw before.
+plan of faults decides its outcome: it crashes before or after its effect, its answer is lost, or it waits while
+others go on. After every call a reader compares the table with what it read before.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ from pipelines.labelling.verify import verify_table
 from pipelines.lake.lake_object import LakeObject
 from pipelines.lake.listing import Listing
 from pipelines.store import Blob, NotFound, StoreDown, StoreEntry
-from pipelines.store.memory import MemoryStore
 from pipelines.table.schema import ERROR_KINDS, NO_COLUMNS, Detected, Origin, Row, decode, rows_to_table
+from tests.memory_store import MemoryStore
 
 SEGMENT_SHARDS = 6  # so that 20 shards are four segments
 

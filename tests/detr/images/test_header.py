@@ -1,4 +1,4 @@
-"""What is known of an image without decoding it, and what the bytes are that are none."""
+"""Headers of images without decoding, and the kinds of errors for bytes that are not an image."""
 
 import io
 import struct
@@ -172,7 +172,7 @@ def test_a_side_of_no_pixels_is_unreadable(image_format: str) -> None:
     assert kind_of(claimed(image_format, 0, 48)) == "unreadable"
 
 
-# what is none
+# bytes that are not an image
 
 
 @pytest.mark.parametrize(

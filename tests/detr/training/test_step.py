@@ -241,7 +241,7 @@ def test_without_auxiliary_losses_only_the_last_layer_counts() -> None:
     assert set(parts) == {"loss_ce", "loss_bbox", "loss_giou", "cardinality_error", "class_error"}
 
 
-def test_warm_losses_are_added_with_their_factors() -> None:
+def test_dense_losses_are_added_with_their_factors() -> None:
     one = batch(1, padded=False)
 
     total, parts = network(LossSettings(warm=True))(one, 1.0)

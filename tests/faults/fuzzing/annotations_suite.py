@@ -18,9 +18,9 @@ from pipelines.shards.left_out import write_left_out
 from pipelines.shards.plan import find_images, plan_shards
 from pipelines.shards.reader import SHARD_SCHEMA
 from pipelines.shards.rows import coco_annotations, coco_image, image_row
-from pipelines.store import memory_store
 from tests.faults.fuzzing.mutations import mutate, random_of
 from tests.faults.fuzzing.structures import damage_json
+from tests.memory_store import memory_store
 
 COCO = json.dumps(
     {

@@ -16,9 +16,9 @@ from pipelines.labelling.manifest import read_shard
 from pipelines.labelling.plan import write_plan
 from pipelines.lake.lake_object import LakeObject
 from pipelines.lake.listing import list_objects
-from pipelines.store import memory_store
 from tests.faults.fuzzing.mutations import mutate, random_of
 from tests.faults.fuzzing.structures import damage_json, damage_parquet
+from tests.memory_store import memory_store
 
 NAMES = (
     *("list.parquet", "list.csv", "list.jsonl", "list.csv.gz", "list.jsonl.gz"),

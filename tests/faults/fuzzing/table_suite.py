@@ -28,11 +28,12 @@ from pipelines.labelling.run_summaries import summarise_runs
 from pipelines.labelling.verify import verify_table
 from pipelines.lake.lake_object import LakeObject
 from pipelines.lake.listing import Listing
-from pipelines.store import Store, StoreError, join_uri, memory_store
+from pipelines.store import Store, StoreError, join_uri
 from pipelines.table.preview import published_files
 from pipelines.table.schema import NO_COLUMNS, Detected, Origin, Row, decode, rows_to_table, table_schema
 from tests.faults.fuzzing.mutations import mutate, random_of
 from tests.faults.fuzzing.structures import damage_json, damage_parquet
+from tests.memory_store import memory_store
 from tests.pipelines.labelling.runs import start_run
 
 NOW = datetime(2026, 11, 26, tzinfo=UTC)

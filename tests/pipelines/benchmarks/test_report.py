@@ -116,7 +116,7 @@ def test_the_gpu_column_tells_clock_busy_share_memory_and_throttling() -> None:
 def test_the_json_has_every_figure_and_the_version_of_its_layout() -> None:
     document = json.loads(to_json(report(OURS, PEER)))
 
-    assert document["schema"] == 1
+    assert document["schema"] == 2
     assert document["machine"]["cpu"] == "Test CPU"
     assert document["records"][1]["ratio"] == {"median": 2.0, "least": 1.9, "most": 2.1}
 

@@ -1,4 +1,4 @@
-"""COCO's json walked over: every entry found where it stands, what is no COCO json refused with its place."""
+"""Reading COCO json: every entry is found at its position; other json is refused with the position of the error."""
 
 from __future__ import annotations
 

@@ -22,10 +22,10 @@ from pipelines.store import (
     StoreEntry,
     StoreError,
     Throttled,
-    memory_store,
     open_store,
 )
 from tests.conftest import S3Server
+from tests.memory_store import memory_store
 
 
 @pytest.fixture(autouse=True)

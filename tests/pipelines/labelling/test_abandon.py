@@ -17,8 +17,9 @@ from pipelines.labelling.publish import commit_part, publish_group
 from pipelines.labelling.run import Run, RunRequest, finish_run, read_state
 from pipelines.lake.lake_object import LakeObject
 from pipelines.lake.listing import Listing
-from pipelines.store import Store, memory_store
+from pipelines.store import Store
 from pipelines.table.schema import NO_COLUMNS, Detected, Origin, Row, rows_to_table
+from tests.memory_store import memory_store
 from tests.pipelines.labelling.runs import start_run
 
 NOW = datetime(2026, 11, 22, tzinfo=UTC)

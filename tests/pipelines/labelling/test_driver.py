@@ -24,9 +24,9 @@ from pipelines.labelling.run import Run, RunRequest, find_unfinished, latest_run
 from pipelines.lake.lake_object import LakeObject
 from pipelines.lake.listing import Listing
 from pipelines.store import StoreDown
-from pipelines.store.memory import MemoryStore
 from pipelines.table.schema import NO_COLUMNS
 from pipelines.watchdog import Watchdog
+from tests.memory_store import MemoryStore
 from tests.simulation.world import Inline, LazyPlan, World, Writer, small_segments
 
 

@@ -1,4 +1,4 @@
-"""Of an image that changed back to a version that is labelled, no second row; of others, every row."""
+"""An image that changed back to a version that is labelled gets no duplicate row; other rows are kept."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ import pytest
 
 from pipelines.errors import RayDetrError
 from pipelines.labelling.duplicates import reject_republished_versions
-from pipelines.store import Blob, StoreEntry, memory_store
-from pipelines.store.memory import MemoryStore
+from pipelines.store import Blob, StoreEntry
 from pipelines.table.files import table_file_key
 from pipelines.table.schema import Detected, Origin, Row, encode, rows_to_table
+from tests.memory_store import MemoryStore, memory_store
 
 NOW = datetime(2026, 11, 27, tzinfo=UTC)
 FOUND = Detected([1], ("cat",), [0.5], [[0.0, 0.0, 1.0, 1.0]])
@@ -134,7 +134,7 @@ def test_other_rows_of_that_image_are_no_reason(other: tuple[str, str], model: s
     assert settle(table, rows_of("now", ("b", "1")), ["2"]) == ["ok"]
 
 
-def test_files_of_this_run_and_what_is_no_table_file_are_not_looked_at() -> None:
+def test_files_of_this_run_and_other_files_are_not_read() -> None:
     table = memory_store("memory://table")
     publish(table, "now", 0, rows_of("now", ("b", "1")))
     table.put("data/notes.txt", b"of somebody")

@@ -13,17 +13,8 @@ from pipelines.labelling.adaptive_limit import AdaptiveLimit
 from pipelines.labelling.fetching import Fetcher, LakeUnreadable, image_options
 from pipelines.lake.images import ImageStores
 from pipelines.lake.lake_object import LakeObject
-from pipelines.store import (
-    Blob,
-    Denied,
-    Misconfigured,
-    NotFound,
-    StoreDown,
-    StoreError,
-    StoreOptions,
-    Throttled,
-    memory_store,
-)
+from pipelines.store import Blob, Denied, Misconfigured, NotFound, StoreDown, StoreError, StoreOptions, Throttled
+from tests.memory_store import memory_store
 from tests.pipelines.labelling.failing_lake import Clock, Lake
 
 

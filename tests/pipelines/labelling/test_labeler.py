@@ -45,10 +45,10 @@ from pipelines.store import (
     StoreError,
     Stores,
     Throttled,
-    memory_store,
     open_store,
 )
 from pipelines.table.schema import NO_COLUMNS, decode
+from tests.memory_store import memory_store
 from tests.pipelines.labelling.failing_lake import NOW, Clock, Lake
 from tests.pipelines.labelling.plans import plan
 from tests.pipelines.lake.archives import parquet_of_images, tar_of

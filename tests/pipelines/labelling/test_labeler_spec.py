@@ -12,7 +12,8 @@ from pipelines.labelling.labeler_spec import LabelerSpec, build_decoder, build_d
 from pipelines.lake.images import ImageStores
 from pipelines.lake.listing import list_objects
 from pipelines.lake.member_files import MemberIndexes
-from pipelines.store import StoreError, StoreOptions, memory_store
+from pipelines.store import StoreError, StoreOptions
+from tests.memory_store import memory_store
 from tests.pipelines.lake.archives import CountingStore, tar_of
 
 

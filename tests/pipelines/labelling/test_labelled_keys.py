@@ -14,8 +14,9 @@ from pipelines.errors import RayDetrError
 from pipelines.labelling.labelled_keys import labelled_keys, read_labelled
 from pipelines.lake.lake_object import LakeObject
 from pipelines.parquet_files import SMALL_BYTES
-from pipelines.store import Store, memory_store
+from pipelines.store import Store
 from pipelines.table.schema import Detected, Origin, Row, encode, rows_to_table
+from tests.memory_store import memory_store
 
 ETAGS = st.none() | st.sampled_from(["", "1", "2"])
 URIS = st.sampled_from([f"s3://b/{name}" for name in ("a", "b", "ab", "a\n1", "ä")])

@@ -34,9 +34,9 @@ from pipelines.labelling.lease import (
     renew,
     this_process,
 )
-from pipelines.store import Blob, Denied, Misconfigured, Store, StoreDown, StoreEntry, memory_store, open_store
+from pipelines.store import Blob, Denied, Misconfigured, Store, StoreDown, StoreEntry, open_store
 from pipelines.store.local import LocalStore
-from pipelines.store.memory import MemoryStore
+from tests.memory_store import MemoryStore, memory_store
 from tests.simulation.world import Clock
 
 NOW = datetime(2026, 11, 26, tzinfo=UTC)

@@ -15,7 +15,7 @@ from pipelines.labelling.run_summaries import summarise_runs
 from pipelines.labelling.verify import verify_table
 from pipelines.models import ModelInfo
 from pipelines.store import Blob
-from pipelines.store.memory import MemoryStore
+from tests.memory_store import MemoryStore
 from tests.simulation.world import World, Writer, WriterStore
 
 FEW, MANY = 6, 16

@@ -22,9 +22,9 @@ from pipelines.labelling.settings import settings_differences, settings_text
 from pipelines.lake.lake_object import LakeObject, Skipped
 from pipelines.lake.listing import Listing
 from pipelines.models import ModelInfo, check_masks
-from pipelines.store import memory_store
 from pipelines.table.schema import SCHEMA, decode
 from tests.detr.segmentation.panoptic_network import small_panoptic
+from tests.memory_store import memory_store
 from tests.pipelines.labelling.failing_lake import Clock, Lake
 from tests.pipelines.labelling.plans import plan
 

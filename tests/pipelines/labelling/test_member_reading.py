@@ -19,7 +19,8 @@ from pipelines.lake.lake_object import LakeObject
 from pipelines.lake.listing import list_objects
 from pipelines.lake.parquet_members import ImageColumn
 from pipelines.parquet_files import parquet_of
-from pipelines.store import Blob, Denied, NotFound, ObjectTooLarge, StoreDown, memory_store
+from pipelines.store import Blob, Denied, NotFound, ObjectTooLarge, StoreDown
+from tests.memory_store import memory_store
 from tests.pipelines.labelling.failing_lake import Clock, Lake
 from tests.pipelines.lake.archives import parquet_of_images, tar_of
 

@@ -9,7 +9,8 @@ import pytest
 from pipelines.labelling.model_names import with_recorded_name
 from pipelines.labelling.run import RunRequest, begin_run
 from pipelines.models import ModelInfo
-from pipelines.store import Store, memory_store
+from pipelines.store import Store
+from tests.memory_store import memory_store
 
 SHA256 = "0123456789ab" + "c" * 52
 CELLS = ModelInfo(f"cells@{SHA256[:12]}", SHA256, ())

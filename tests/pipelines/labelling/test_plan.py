@@ -39,8 +39,9 @@ from pipelines.labelling.plan import PlanSummary, cut_segments, summarise_plan, 
 from pipelines.labelling.run import RunRequest
 from pipelines.lake.lake_object import NOT_MODIFIED, LakeObject, Listed, Skipped
 from pipelines.lake.listing import Listing, list_objects
-from pipelines.store import Store, StoreDown, memory_store, open_store
+from pipelines.store import Store, StoreDown, open_store
 from pipelines.table.schema import NO_COLUMNS, Detected, Origin, Row, encode, rows_to_table
+from tests.memory_store import memory_store
 from tests.pipelines.labelling.runs import start_run
 
 NAMES = st.lists(

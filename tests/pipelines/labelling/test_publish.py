@@ -27,7 +27,7 @@ from pipelines.labelling.publish import (
 from pipelines.labelling.run import Run
 from pipelines.lake.lake_object import LakeObject
 from pipelines.lake.listing import Listing
-from pipelines.store import AlreadyExists, NotFound, Store, StoreDown, memory_store
+from pipelines.store import AlreadyExists, NotFound, Store, StoreDown
 from pipelines.table.files import table_file_key
 from pipelines.table.schema import (
     NO_COLUMNS,
@@ -40,6 +40,7 @@ from pipelines.table.schema import (
     read_metadata,
     rows_to_table,
 )
+from tests.memory_store import memory_store
 
 NOW = datetime(2026, 11, 22, tzinfo=UTC)
 RUN = Run("run-1", 1, "detr@1", "1", {"threshold": 0.5}, 2, {}, NOW)

@@ -7,8 +7,9 @@ from datetime import UTC, datetime
 
 from pipelines.labelling.publish import part_key
 from pipelines.labelling.readable_images import readable_images
-from pipelines.store import Store, memory_store
+from pipelines.store import Store
 from pipelines.table.schema import Detected, Origin, Row, encode, rows_to_table
+from tests.memory_store import memory_store
 
 ORIGIN = Origin("tiny@1", 0.5, "run-1", 0, datetime(2026, 11, 30, tzinfo=UTC))
 NOTHING = Detected([], [], [], [])

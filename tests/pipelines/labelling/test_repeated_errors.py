@@ -8,8 +8,9 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from pipelines.labelling.label import LabelSummary, with_repeated_errors
-from pipelines.store import Store, memory_store
+from pipelines.store import Store
 from pipelines.table.schema import Detected, Origin, Row, encode, rows_to_table, total
+from tests.memory_store import memory_store
 
 NOTHING = Detected([], [], [], [])
 NIGHT = datetime(2026, 11, 1, 2, tzinfo=UTC)

@@ -26,7 +26,8 @@ from pipelines.labelling.run import (
     read_end,
     read_state,
 )
-from pipelines.store import Store, StoreDown, memory_store
+from pipelines.store import Store, StoreDown
+from tests.memory_store import memory_store
 from tests.pipelines.labelling.runs import start_run
 
 NOW = datetime(2026, 11, 22, 18, 15, 3, tzinfo=UTC)

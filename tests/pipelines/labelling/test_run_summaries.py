@@ -16,8 +16,9 @@ from pipelines.labelling.run_summaries import RunSummary, summarise_runs
 from pipelines.labelling.seal import seal_run
 from pipelines.lake.lake_object import LakeObject
 from pipelines.lake.listing import Listing
-from pipelines.store import Store, memory_store
+from pipelines.store import Store
 from pipelines.table.schema import NO_COLUMNS, Detected, Origin, Row, rows_to_table
+from tests.memory_store import memory_store
 from tests.pipelines.labelling.runs import start_run
 
 FP32 = '{"precision":"fp32"}'

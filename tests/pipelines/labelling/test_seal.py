@@ -18,8 +18,9 @@ from pipelines.labelling.run import End, Run, RunRequest, find_unfinished, finis
 from pipelines.labelling.seal import is_seal_begun, seal_run
 from pipelines.lake.lake_object import LakeObject
 from pipelines.lake.listing import Listing
-from pipelines.store import Store, StoreDown, memory_store
+from pipelines.store import Store, StoreDown
 from pipelines.table.schema import NO_COLUMNS, Detected, Origin, Row, decode, rows_to_table, table_schema
+from tests.memory_store import memory_store
 from tests.pipelines.labelling.runs import start_run
 
 NOW = datetime(2026, 11, 22, tzinfo=UTC)

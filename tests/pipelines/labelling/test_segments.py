@@ -17,9 +17,10 @@ from pipelines.labelling.seal import seal_run
 from pipelines.labelling.segments import ShardsLost, label_segments, publishing
 from pipelines.lake.lake_object import LakeObject
 from pipelines.lake.listing import Listing
-from pipelines.store import Blob, Denied, NotFound, Store, memory_store
+from pipelines.store import Blob, Denied, NotFound, Store
 from pipelines.table.files import table_file_key
 from pipelines.table.schema import NO_COLUMNS, Detected, Origin, Row, decode, rows_to_table
+from tests.memory_store import memory_store
 
 NOW = datetime(2026, 11, 22, tzinfo=UTC)
 RUN = Run("run-1", 1, "detr@1", "1", {"threshold": 0.5}, 1, {}, NOW)

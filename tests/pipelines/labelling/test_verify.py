@@ -22,8 +22,9 @@ from pipelines.labelling.seal import seal_run
 from pipelines.labelling.verify import Verification, verify_table
 from pipelines.lake.lake_object import LakeObject
 from pipelines.lake.listing import Listing
-from pipelines.store import Store, memory_store
+from pipelines.store import Store
 from pipelines.table.schema import Detected, Origin, Row, decode, encode, read_metadata, rows_to_table
+from tests.memory_store import memory_store
 from tests.pipelines.labelling.runs import start_run
 
 NOW = datetime(2026, 11, 22, tzinfo=UTC)
@@ -259,7 +260,7 @@ def test_a_version_that_is_labelled_again_by_another_run_is_found() -> None:
     publish_group(table, run, segment)
 
     assert verify(table) == (
-        "memory://store/data/night-4-00000.parquet has 2 second rows for images that detr@1 with the settings "
+        "memory://store/data/night-4-00000.parquet has 2 duplicate rows for images that detr@1 with the settings "
         '{"precision":"fp32"} has labelled already, such as '
         f"s3://b/night-1/1 (etag e), which is in memory://store/{FIRST}.",
     )
@@ -277,7 +278,7 @@ def test_a_version_that_is_labelled_again_with_other_settings_is_not_a_duplicate
         seal_run(table, run, now=NOW)
 
     assert verify(table) == (
-        "memory://store/data/run-2-00000.parquet has a second row for images that detr@1 with the settings "
+        "memory://store/data/run-2-00000.parquet has a duplicate row for images that detr@1 with the settings "
         '{"precision":"fp32","threshold":0.5} has labelled already, such as s3://b/b (etag e), which is in '
         "memory://store/data/run-0-00000.parquet.",
     )
@@ -334,7 +335,10 @@ def test_second_rows_are_those_that_a_set_has_already(
 
     assert len(said) == len(expected)
     for sentence, (number, count) in zip(said, expected.items(), strict=True):
-        assert f"data/run/{number}.parquet has {'a second row' if count == 1 else f'{count} second rows'} " in sentence
+        assert (
+            f"data/run/{number}.parquet has {'a duplicate row' if count == 1 else f'{count} duplicate rows'} "
+            in sentence
+        )
 
 
 @pytest.mark.parametrize("key", ["data/export.parquet", "data/night-9-00000.parquet", "data/night-1/0.parquet",

@@ -20,7 +20,8 @@ from pipelines.errors import RayDetrError, UsageError
 from pipelines.lake.inventory import is_inventory, read_inventory
 from pipelines.lake.lake_object import ARCHIVED, LakeObject, Skipped
 from pipelines.lake.listing import list_objects
-from pipelines.store import Store, StoreEntry, memory_store
+from pipelines.store import Store, StoreEntry
+from tests.memory_store import memory_store
 
 MANIFEST = "lake/all/2026-11-26T01-00Z/manifest.json"
 

@@ -12,7 +12,8 @@ import pytest
 
 from pipelines.errors import RayDetrError
 from pipelines.lake.uri_tables import read_uri_table
-from pipelines.store import memory_store, open_store
+from pipelines.store import open_store
+from tests.memory_store import memory_store
 
 
 def addresses(data: bytes | pa.Table, key: str = "a/lists/x.txt", root: str = "s3://lake") -> list[str]:

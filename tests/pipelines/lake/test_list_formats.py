@@ -15,7 +15,8 @@ from pipelines.lake import list_formats
 from pipelines.lake.lake_object import COMMENT, WITHOUT_URI, LakeObject, Skipped
 from pipelines.lake.list_formats import is_comment, looks_like_address
 from pipelines.lake.listing import list_objects
-from pipelines.store import Store, memory_store
+from pipelines.store import Store
+from tests.memory_store import memory_store
 
 A, B, C = "s3://lake/images/a.jpg", "s3://lake/images/b.jpg", "s3://lake/images/c.jpg"
 

@@ -29,8 +29,9 @@ from pipelines.lake.lake_object import (
 )
 from pipelines.lake.listing import Listing, list_objects
 from pipelines.lake.skipping import skip_reason
-from pipelines.store import Misconfigured, Store, StoreDown, StoreEntry, memory_store
+from pipelines.store import Misconfigured, Store, StoreDown, StoreEntry
 from pipelines.table.schema import NO_COLUMNS, Origin, Row, rows_to_table
+from tests.memory_store import memory_store
 
 
 def lake(*keys: str, root: str = "s3://lake", **files: bytes) -> dict[str, Store]:

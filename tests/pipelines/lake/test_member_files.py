@@ -19,7 +19,8 @@ from pipelines.lake.listing import Listing, list_objects
 from pipelines.lake.member_files import MemberIndexes
 from pipelines.lake.members import REFUSED
 from pipelines.parquet_files import parquet_of
-from pipelines.store import Archived, Denied, NotFound, Store, StoreEntry, StoreError, memory_store
+from pipelines.store import Archived, Denied, NotFound, Store, StoreEntry, StoreError
+from tests.memory_store import memory_store
 from tests.pipelines.lake.archives import CountingStore, parquet_of_images, tar_of
 
 TWO = tar_of({"1.jpg": b"one", "2.jpg": b"two", "2.json": b"{}"})

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from pipelines.lake.members import MemberIndex, decode_index, encode_index
 from pipelines.lake.tar_members import read_tar_index
-from pipelines.store import Changed, Store, StoreDown, memory_store, open_store
+from pipelines.store import Changed, Store, StoreDown, open_store
+from tests.memory_store import memory_store
 from tests.pipelines.lake.archives import CountingStore, tar_of
 
 LONG = "very/" * 60 + "long.jpg"  # longer than a plain header holds

@@ -13,7 +13,8 @@ import pytest
 
 from pipelines.errors import RayDetrError
 from pipelines.lake.uri_tables import is_uri_table, read_uri_table
-from pipelines.store import Store, memory_store, open_store
+from pipelines.store import Store, open_store
+from tests.memory_store import memory_store
 
 
 def parquet(columns: dict[str, object]) -> bytes:

@@ -13,7 +13,8 @@ from pipelines.clock import SystemClock
 from pipelines.errors import RayDetrError, UsageError
 from pipelines.marks import marks as marks_module
 from pipelines.marks.marks import Accepted, Mark, accept_marks, mark_of, marks_key, read_marks, withdraw_marks
-from pipelines.store import Store, memory_store
+from pipelines.store import Store
+from tests.memory_store import memory_store
 
 ONE = Mark("s3://lake/a/", 0, "animal", (0.1, 0.2, 0.3, 0.4), 0.85, 20)
 OTHER = replace(ONE, folder="s3://lake/b/")

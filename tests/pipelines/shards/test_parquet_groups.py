@@ -9,7 +9,8 @@ import pytest
 from pipelines.errors import RayDetrError
 from pipelines.parquet_files import open_object
 from pipelines.shards.parquet_groups import read_row_group
-from pipelines.store import Store, memory_store
+from pipelines.store import Store
+from tests.memory_store import memory_store
 
 ROWS = pa.table({"number": list(range(10)), "word": ["x", "yy"] * 5, "list": [[one, one] for one in range(10)]})
 

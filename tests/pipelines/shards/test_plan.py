@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from pipelines.coco.text import CocoText, read_coco
 from pipelines.errors import RayDetrError
 from pipelines.shards.plan import PLAN_KEY, Found, find_images, hold_plan, plan_shards
-from pipelines.store import Store, memory_store
+from pipelines.store import Store
+from tests.memory_store import memory_store
 
 PLAN: dict[str, Any] = {"version": 1, "images": "s3://b/images", "shard_megabytes": 256}
 

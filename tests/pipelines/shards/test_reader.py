@@ -27,9 +27,9 @@ from pipelines.shards.reader import (
     write_index,
 )
 from pipelines.shards.rows import LEFT_OUT_KEY, LEFT_OUT_SCHEMA, RowsFile, coco_json, image_row
-from pipelines.store import Store, memory_store
-from pipelines.store.memory import MemoryStore
+from pipelines.store import Store
 from tests.detr.images.test_pillow import tiff
+from tests.memory_store import MemoryStore, memory_store
 
 
 def jpeg(height: int, width: int) -> bytes:

@@ -20,7 +20,7 @@ from pipelines.shards import writer as shard_writer
 from pipelines.shards.reader import ShardIndex, ShardReader, decode_training_image
 from pipelines.shards.writer import ShardSpec, ShardWork, keep_shard, write_shard
 from pipelines.store import Blob, StoreOptions, open_store
-from pipelines.store.memory import MemoryStore
+from tests.memory_store import MemoryStore
 
 QUARTER_TURN = 6
 ANNOTATION = {"id": 1, "category_id": 1, "bbox": [1, 1, 10, 6], "area": 100.0, "iscrowd": 0}

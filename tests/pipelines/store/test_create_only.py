@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 
 from pipelines.errors import RayDetrError
-from pipelines.store import AlreadyExists, Denied, Store, StoreDown, StoreError, Throttled, memory_store
+from pipelines.store import AlreadyExists, Denied, Store, StoreDown, StoreError, Throttled
 from pipelines.store.create_only import ATTEMPTS, put_if_absent, require_create_only
+from tests.memory_store import memory_store
 
 
 class Unreliable:

@@ -1,4 +1,4 @@
-"""Folders in particular: odd names, links, what is no file."""
+"""Folders: odd names, links, and entries that are not files."""
 
 from __future__ import annotations
 
@@ -176,7 +176,7 @@ def test_a_link_into_a_folder_without_permission_is_one_denied_file() -> None:
     assert listed == [("a.jpg", 1), ("b.jpg", None)]
 
 
-def test_what_is_no_file_is_neither_listed_nor_waited_for(tmp_path: Path) -> None:
+def test_entries_that_are_not_files_are_neither_listed_nor_waited_for(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "folder").mkdir()
     with socket.socket(socket.AF_UNIX) as listener:

@@ -195,7 +195,7 @@ def test_no_server_is_a_store_that_is_down() -> None:
 
 
 @pytest.mark.parametrize("uri", ["http:///a.jpg", "http://host:port/a.jpg"])
-def test_what_is_no_web_address_says_so(uri: str) -> None:
+def test_an_address_that_is_not_of_the_web_is_refused(uri: str) -> None:
     with pytest.raises(Misconfigured, match="not a web address"):
         Stores(ONE_TRY).get(uri)
 

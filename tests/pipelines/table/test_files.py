@@ -10,7 +10,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipelines.store import memory_store
 from pipelines.table.files import (
     LAYOUTS,
     Layout,
@@ -21,6 +20,7 @@ from pipelines.table.files import (
     table_file_key,
 )
 from pipelines.table.schema import NO_COLUMNS
+from tests.memory_store import memory_store
 
 RUN_IDS = st.from_regex(r"[A-Za-z0-9][A-Za-z0-9._-]{0,20}", fullmatch=True)
 

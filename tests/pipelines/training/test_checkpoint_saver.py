@@ -13,12 +13,13 @@ import torch
 from detr.classes import Category
 from detr.config import BackboneConfig, DetrConfig
 from pipelines.errors import RayDetrError
-from pipelines.store import Denied, Store, memory_store
+from pipelines.store import Denied, Store
 from pipelines.training.checkpoint_index import read_manifest
 from pipelines.training.checkpoints import TrainingPosition, latest_checkpoint, load_checkpoint
 from pipelines.training.learner import Learner, empty_network
 from pipelines.training.recipe import Recipe
 from pipelines.training.training_run import CheckpointSaver, TrainingRun, open_run
+from tests.memory_store import memory_store
 
 TINY = DetrConfig(
     backbone=BackboneConfig(name="tiny", block="basic", stem_width=4, stage_widths=(4, 8), depths=(1, 1)),

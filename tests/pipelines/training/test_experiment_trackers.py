@@ -17,11 +17,11 @@ from typing import Any
 import pytest
 
 from pipelines.errors import RayDetrError
-from pipelines.store import memory_store
 from pipelines.training.checkpoints import TrainingPosition
 from pipelines.training.config import TrainConfig
 from pipelines.training.experiment_trackers import TrackedRun, TrackerThread, check_trackers, make_tracker
 from pipelines.training.training_log import TrainLog
+from tests.memory_store import memory_store
 
 RUN = TrackedRun("r50", {"lr": 1e-4}, None)
 

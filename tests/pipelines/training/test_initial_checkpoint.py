@@ -18,13 +18,13 @@ from detr.positions import LearnedPositions
 from detr.size_rule import SizeRule
 from pipelines.errors import RayDetrError
 from pipelines.shards.reader import ShardIndex
-from pipelines.store import memory_store
 from pipelines.training.checkpoints import TrainingPosition, load_checkpoint
 from pipelines.training.config import TrainConfig
 from pipelines.training.initial_checkpoint import initial_model, training_sizes, write_initial_checkpoint
 from pipelines.training.learner import Learner
 from pipelines.training.recipe import RECIPES, Recipe
 from pipelines.training.training_run import open_run
+from tests.memory_store import memory_store
 
 CATEGORIES = (Category(1000, "Disc"), Category(7, "boat"), Category(40, "star"))
 FINETUNE = TrainConfig(train="/data", storage="/runs", name="a", finetune="scenes", recipe=RECIPES["finetune"])

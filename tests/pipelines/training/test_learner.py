@@ -341,7 +341,7 @@ def test_one_step_less_and_one_more_is_the_same_to_the_bit() -> None:
     assert after.kept is not after.network  # an average
 
 
-def test_a_trainable_norm_and_warm_losses_go_on_to_the_bit() -> None:
+def test_a_trainable_norm_and_dense_losses_go_on_to_the_bit() -> None:
     batches = [drawn_batch(step, 0, padded=False) for step in range(4)]
 
     def go_on(learner: Learner, steps: range) -> None:

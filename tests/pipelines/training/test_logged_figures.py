@@ -7,8 +7,8 @@ import math
 import pytest
 
 from pipelines.errors import RayDetrError
-from pipelines.store import memory_store
 from pipelines.training.logged_figures import Evaluation, WorkerStart, read_logged
+from tests.memory_store import memory_store
 from tests.pipelines.report.training_runs import log_line, write_log
 
 

@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 
 from pipelines.errors import RayDetrError
-from pipelines.store import Store, memory_store
+from pipelines.store import Store
 from pipelines.training.recipe import RECIPES
 from pipelines.training.run_record import RunRecord, extended_epochs, read_record, start_record
+from tests.memory_store import memory_store
 
 NOW = datetime(2026, 11, 22, 18, 15, 3, tzinfo=UTC)
 CONFIGURATION = {"lr": 1e-4, "scales": (480, 512), "augment": {"flip": 0.5, "crop": {"share": 0.5}}, "ema": None}

@@ -12,133 +12,133 @@ def test_a_board_begins_empty() -> None:
 
 
 def test_progress_is_replaced_and_the_end_noted() -> None:
-    board = RunStatus(3)
+    status = RunStatus(3)
 
-    board.tell(TrainProgress("train", step=4))
-    board.tell(TrainProgress("train", step=5))
-    board.finish()
+    status.tell(TrainProgress("train", step=4))
+    status.tell(TrainProgress("train", step=5))
+    status.finish()
 
-    assert board.read() == (TrainProgress("train", step=5), None, True, [])
+    assert status.read() == (TrainProgress("train", step=5), None, True, [])
 
 
 def test_the_first_reason_to_stop_counts_and_keeps_workers_from_starting() -> None:
-    board = RunStatus(3)
-    assert board.begin(0) is None
+    status = RunStatus(3)
+    assert status.begin(0) is None
 
-    board.stop("training diverged")
-    board.stop("a peer was lost")
+    status.stop("training diverged")
+    status.stop("a peer was lost")
 
-    assert board.begin(4) == "training diverged"
-    assert board.read() == (None, "training diverged", False, [0, 4])
+    assert status.begin(4) == "training diverged"
+    assert status.read() == (None, "training diverged", False, [0, 4])
 
 
 @pytest.mark.parametrize("most", [1, 5])
 def test_starts_without_a_checkpoint_between_them_are_counted(most: int) -> None:
-    board = RunStatus(most)
+    status = RunStatus(most)
 
     for _ in range(most):
-        assert board.begin(40) is None
-        board.fail("worker 1: out of memory")
+        assert status.begin(40) is None
+        status.fail("worker 1: out of memory")
 
-    assert board.begin(40) == (
+    assert status.begin(40) == (
         f"the workers were started {most + 1} times at step 40 and failed every time before the next checkpoint "
         "(worker 1: out of memory). Fix the cause, then run the same command again to resume."
     )
 
 
 def test_starts_with_checkpoints_between_them_are_not_too_many() -> None:
-    board = RunStatus(2)
+    status = RunStatus(2)
 
-    begun = [board.begin(step) for step in (0, 0, 10, 10, 20, 30, 30)]
+    begun = [status.begin(step) for step in (0, 0, 10, 10, 20, 30, 30)]
 
     assert begun == [None] * 7
-    assert board.read()[3] == [0, 0, 10, 10, 20, 30, 30]
+    assert status.read()[3] == [0, 0, 10, 10, 20, 30, 30]
 
 
 def test_the_last_few_different_failures_are_mentioned() -> None:
-    board = RunStatus(5)
+    status = RunStatus(5)
     for sentence in ("one", "two", "three", "four", "four"):
-        board.begin(7)
-        board.fail(sentence)
+        status.begin(7)
+        status.fail(sentence)
 
-    assert "(three; four)" in str(board.begin(7))
+    assert "(three; four)" in str(status.begin(7))
 
 
 def test_workers_that_fail_before_they_begin_end_the_run_too() -> None:
-    board = RunStatus(2)
-    board.begin(7)
-    board.fail("worker 0: killed")  # it had begun
-    board.begin(9)
+    status = RunStatus(2)
+    status.begin(7)
+    status.fail("worker 0: killed")  # it had begun
+    status.begin(9)
     for _ in range(2):
-        board.fail("worker 1: No module named 'pipelines'")
-    assert board.read()[1] is None
+        status.fail("worker 1: No module named 'pipelines'")
+    assert status.read()[1] is None
 
-    board.fail("worker 1: No module named 'pipelines'")
+    status.fail("worker 1: No module named 'pipelines'")
 
-    assert "failed 3 times before they could begin (worker 1: No module named 'pipelines')" in str(board.read()[1])
+    assert "failed 3 times before they could begin (worker 1: No module named 'pipelines')" in str(status.read()[1])
 
 
 def test_failures_without_a_word_are_no_secret() -> None:
-    board = RunStatus(1)
-    board.begin(7)
-    board.fail("")
+    status = RunStatus(1)
+    status.begin(7)
+    status.fail("")
 
-    assert "(no message)" in str(board.begin(7))
+    assert "(no message)" in str(status.begin(7))
 
 
 def test_workers_that_are_replaced_without_a_failure_are_not_counted() -> None:
-    board = RunStatus(5)
+    status = RunStatus(5)
 
     begun = []
     for _ in range(20):  # nodes joined, or were taken back
-        begun.append(board.begin(0))
-        board.end_group("the cluster has room for another number of workers")
-        board.wait_for(4)
+        begun.append(status.begin(0))
+        status.end_group("the cluster has room for another number of workers")
+        status.wait_for(4)
 
     assert begun == [None] * 20
-    assert board.read()[1] is None
+    assert status.read()[1] is None
 
 
 @pytest.mark.parametrize("is_told_before", [True, False])
 def test_a_limit_stops_a_run_whose_workers_ended_without_a_failure(is_told_before: bool) -> None:
-    board = RunStatus(5)
-    board.begin(0)
-    board.tell(TrainProgress("train", step=4))
+    status = RunStatus(5)
+    status.begin(0)
+    status.tell(TrainProgress("train", step=4))
     if is_told_before:
-        board.cap("the limit is reached")
-    board.end_group("a machine was taken back")
-    board.wait_for(4)
-    board.cap("the limit is reached")
+        status.cap("the limit is reached")
+    status.end_group("a machine was taken back")
+    status.wait_for(4)
+    status.cap("the limit is reached")
 
-    assert board.read()[1] == "the limit is reached, and no worker is running. Run the same command again to resume."
-    assert board.stopped_at_cap() == (True, None)
+    assert status.read()[1] == "the limit is reached, and no worker is running. Run the same command again to resume."
+    assert status.stopped_at_cap() == (True, None)
 
 
 def test_notes_of_workers_are_taken_once() -> None:
-    board = RunStatus(5)
-    board.note("tracker wandb failed")
-    board.note("the training log could not be written")
+    status = RunStatus(5)
+    status.note("tracker wandb failed")
+    status.note("the training log could not be written")
 
-    assert board.take_notes() == ["tracker wandb failed", "the training log could not be written"]
-    assert board.take_notes() == []
+    assert status.take_notes() == ["tracker wandb failed", "the training log could not be written"]
+    assert status.take_notes() == []
 
 
 def test_the_progress_shows_what_is_waited_for_and_why() -> None:
-    board = RunStatus(5)
+    status = RunStatus(5)
     stages = []
 
     def see(_: object) -> None:
-        progress = board.read()[0]
+        progress = status.read()[0]
         assert progress is not None
         stages.append((progress.stage, progress.step))
 
-    see(board.wait_for(1))
-    see(board.wait_for(None))
-    board.begin(0)
-    board.tell(TrainProgress("train", step=5))
-    see(board.end_group("a machine was taken back"))
-    see(board.wait_for(4))
-    see(board.wait_for(None))
+    see(status.wait_for(1))
+    see(status.wait_for(None))
+    status.begin(0)
+    status.tell(TrainProgress("train", step=5))
+    see(status.end_group("a machine was taken back"))
+    see(status.wait_for(4))
+    see(status.wait_for(None))
 
     assert stages == [
         ("starting workers", 0),
@@ -150,49 +150,49 @@ def test_the_progress_shows_what_is_waited_for_and_why() -> None:
 
 
 def test_workers_hear_of_a_limit_with_their_next_word_and_the_run_stops_with_the_checkpoint() -> None:
-    board = RunStatus(3)
-    assert board.begin(0) is None
-    assert not board.tell(TrainProgress("train", step=4))
+    status = RunStatus(3)
+    assert status.begin(0) is None
+    assert not status.tell(TrainProgress("train", step=4))
 
-    board.cap("the limit of 5 minutes (--max-minutes) is reached")
+    status.cap("the limit of 5 minutes (--max-minutes) is reached")
 
-    assert board.read()[1] is None  # a checkpoint comes first
-    assert board.tell(TrainProgress("train", step=5))
-    board.stop_at_cap(1_006)
+    assert status.read()[1] is None  # a checkpoint comes first
+    assert status.tell(TrainProgress("train", step=5))
+    status.stop_at_cap(1_006)
     sentence = (
         "the limit of 5 minutes (--max-minutes) is reached. The newest checkpoint is from step 1,006. "
         "Run the same command again to resume."
     )
-    assert (board.read()[1], board.stopped_at_cap(), board.begin(1_006)) == (sentence, (True, 1_006), sentence)
+    assert (status.read()[1], status.stopped_at_cap(), status.begin(1_006)) == (sentence, (True, 1_006), sentence)
 
 
 @pytest.mark.parametrize("begun", [True, False])
 def test_a_limit_stops_a_run_without_workers_at_once(begun: bool) -> None:
-    board = RunStatus(3)
+    status = RunStatus(3)
     if begun:
-        board.begin(0)
-        board.fail("worker 1: its node was lost")
+        status.begin(0)
+        status.fail("worker 1: its node was lost")
 
-    board.cap("the limit is reached")
+    status.cap("the limit is reached")
 
-    assert board.read()[1] == "the limit is reached, and no worker is running. Run the same command again to resume."
-    assert board.stopped_at_cap() == (True, None)
+    assert status.read()[1] == "the limit is reached, and no worker is running. Run the same command again to resume."
+    assert status.stopped_at_cap() == (True, None)
 
 
 def test_workers_that_are_lost_behind_a_limit_are_not_started_again() -> None:
-    board = RunStatus(3)
-    board.begin(0)
-    board.cap("the limit is reached")
-    board.fail("worker 1: its node was lost")
+    status = RunStatus(3)
+    status.begin(0)
+    status.cap("the limit is reached")
+    status.fail("worker 1: its node was lost")
 
-    assert board.stopped_at_cap() == (True, None)
+    assert status.stopped_at_cap() == (True, None)
 
 
 def test_another_reason_to_stop_is_not_a_limit() -> None:
-    board = RunStatus(3)
-    board.begin(0)
-    board.stop("training diverged")
-    board.cap("the limit is reached")
-    board.stop_at_cap(5)
+    status = RunStatus(3)
+    status.begin(0)
+    status.stop("training diverged")
+    status.cap("the limit is reached")
+    status.stop_at_cap(5)
 
-    assert (board.read()[1], board.stopped_at_cap()) == ("training diverged", (False, None))
+    assert (status.read()[1], status.stopped_at_cap()) == ("training diverged", (False, None))

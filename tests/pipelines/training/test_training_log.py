@@ -13,10 +13,11 @@ import pytest
 from tensorboardX.crc32c import crc32c
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 
-from pipelines.store import Denied, Store, StoreDown, StoreError, memory_store
+from pipelines.store import Denied, Store, StoreDown, StoreError
 from pipelines.training.checkpoints import TrainingPosition
 from pipelines.training.config import TrainConfig
 from pipelines.training.training_log import TrainLog
+from tests.memory_store import memory_store
 
 CONFIG = TrainConfig(train="s3://shards", storage="s3://runs", name="r50", finetune="scenes")
 

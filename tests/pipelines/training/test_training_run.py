@@ -18,10 +18,11 @@ from detr.classes import Category
 from detr.config import BackboneConfig, DetrConfig
 from detr.model import Detr
 from pipelines.errors import RayDetrError
-from pipelines.store import Store, StoreDown, memory_store
+from pipelines.store import Store, StoreDown
 from pipelines.training.checkpoint_index import Overtaken, SavedCheckpoint, advance, read_manifest
 from pipelines.training.checkpoints import TrainingPosition, latest_checkpoint, load_checkpoint, without_nan
 from pipelines.training.training_run import TrainingRun, open_run
+from tests.memory_store import memory_store
 
 NOW = datetime(2026, 11, 22, 18, 15, 3, tzinfo=UTC)
 CONFIGURATION = {"train": "s3://shards", "lr": 1e-4}

@@ -14,7 +14,6 @@ import ray
 
 from detr.checkpoints.checkpoint import dump, load
 from pipelines.errors import RayDetrError
-from pipelines.store import memory_store
 from pipelines.training.batch import TrainBatch
 from pipelines.training.begun_step import out_of_memory, refuse_step
 from pipelines.training.checkpoints import TrainingPosition
@@ -25,6 +24,7 @@ from pipelines.training.run_status import RunStatus
 from pipelines.training.training_run import open_run
 from pipelines.training.worker import _next, _Worker
 from pipelines.training.worker_spec import WorkerSpec
+from tests.memory_store import memory_store
 
 HERE = TrainingPosition(epoch=2, step_in_epoch=5, step=1_205)
 
@@ -95,7 +95,7 @@ def test_the_first_worker_looks_for_the_packages_of_trackers_and_its_notes_reach
         train="s3://shards", storage="s3://runs", name="r50", finetune="scenes", trackers=("mlflow",)
     )
     worker.spec = cast(
-        WorkerSpec, SimpleNamespace(start_id="a", board=SimpleNamespace(note=SimpleNamespace(remote=status.note)))
+        WorkerSpec, SimpleNamespace(start_id="a", status=SimpleNamespace(note=SimpleNamespace(remote=status.note)))
     )
     worker.run_store = store
 
