@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from pipelines.errors import UsageError
 from pipelines.lake.members import split_member
-from pipelines.report.examples import MOST_BOXES, Box, Example, Top, example_of, left_out_bins
+from pipelines.report.examples import LEAST_SCORE, MOST_BOXES, Box, Example, Top, example_of, left_out_bins, reaches
 from pipelines.report.overlaps import box_iou
 from pipelines.report.page import ROLES, Comparison, Item, PictureRow
 from pipelines.report.rows import Classes, Rows, TableFiles
@@ -23,8 +23,9 @@ FOUND_IOU: Final = 0.5  # boxes with less are different objects; between the two
 
 Counts = npt.NDArray[np.int64]
 Origin = tuple[str, str | None]  # model and settings
-_SAME, _MOVED, _APPEARED, _VANISHED = range(4)
-_ROLE_OF_KIND: Final = np.array([ROLES.index(role) for role in ("found", "moved", "appeared", "vanished")])
+_SAME, _MOVED, _APPEARED, _VANISHED, _BELOW = range(5)
+_CHANGED: Final = (_MOVED, _APPEARED, _VANISHED)
+_ROLE_OF_KIND: Final = np.array([ROLES.index(role) for role in ("found", "moved", "appeared", "vanished", "found")])
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,18 +125,13 @@ def _noting_origins(parts: Iterable[Rows], origins: set[Origin]) -> Iterator[Row
         yield rows
 
 
-def reaches(scores: npt.NDArray[np.float32], threshold: float) -> npt.NDArray[np.bool_]:
-    """Return which scores reach a threshold, with the page's rounding."""
-    reached: npt.NDArray[np.bool_] = np.round(scores.astype(np.float64), 4) >= threshold - 1e-9
-    return reached
-
-
 @dataclass(frozen=True, slots=True)
 class ImageChanges:
     """The boxes of one image in both runs, each with its change.
 
     Attributes:
-        classes: `(N,)`, scores `(N,)` and boxes `(N, 4)`: those of the later run, then those that vanished.
+        classes: `(N,)`, scores `(N,)` and boxes `(N, 4)`: those of the later run, then those that vanished, then those
+            of the later run below the threshold, which are not compared.
         kinds: `(N,)`, the change.
     """
 
@@ -147,12 +143,17 @@ class ImageChanges:
     @property
     def count(self) -> int:
         """Number of boxes that appeared, vanished or moved."""
-        return int((self.kinds != _SAME).sum())
+        return int(np.isin(self.kinds, _CHANGED).sum())
 
     def drawn(self) -> tuple[tuple[Box, ...], tuple[tuple[int, int], ...]]:
-        """Return at most 100 boxes of class, score, four sides and role, changed ones first, and bins of the others."""
-        ranked = np.lexsort((-self.scores, self.kinds == _SAME))
-        kept = np.sort(ranked[:MOST_BOXES])
+        """Return at most 100 boxes of class, score, four sides and role, changed ones first, and bins of the others.
+
+        Boxes below the threshold are drawn from a score of 0.05 on.
+        """
+        is_drawn = (self.kinds != _BELOW) | (self.scores >= LEAST_SCORE)
+        ranked = np.lexsort((-self.scores, ~np.isin(self.kinds, _CHANGED), ~is_drawn))
+        count = min(MOST_BOXES, int(is_drawn.sum()))
+        kept = np.sort(ranked[:count])
         boxes = tuple(
             (number, round(score, 4), *(round(side, 2) for side in sides), role)
             for number, score, sides, role in zip(
@@ -163,7 +164,7 @@ class ImageChanges:
                 strict=True,
             )
         )
-        return boxes, left_out_bins(self.scores[ranked[MOST_BOXES:]])
+        return boxes, left_out_bins(self.scores[ranked[count:]])
 
 
 @dataclass(slots=True)
@@ -251,9 +252,12 @@ class Drift:
         names = classes.names
         order = sorted(self.by_class, key=lambda number: -int(self.by_class[number][1:].sum()))
         items = [Item(example) for example in self._top.examples()]
-        gallery = PictureRow(
-            "drift", "Most changed", "Images with the most boxes that appeared, vanished or moved.", items
+        note = (
+            "Images with the most boxes that appeared, vanished or moved. The runs are compared at a score of "
+            f"{self.threshold:g}, wherever the slider is: below it, boxes of this report are drawn, and none of the "
+            "earlier run."
         )
+        gallery = PictureRow("drift", "Most changed", note, items)
         totals = sum(self.by_class.values(), np.zeros(4, np.int64)).tolist()
         values = {
             "threshold": self.threshold,
@@ -295,15 +299,18 @@ class Drift:
     def _compare(self, rows: Rows, part: slice, place: int) -> ImageChanges:
         """Compare the boxes of a row with those of the earlier row at a place, and count them by class."""
         old = slice(self.earlier.starts[place], self.earlier.starts[place + 1])
-        kept = np.flatnonzero(reaches(rows.scores[part], self.threshold))
-        here = [array[part][kept] for array in (rows.classes, rows.scores, rows.boxes)]
+        is_kept = reaches(rows.scores[part], self.threshold)
+        columns = [array[part] for array in (rows.classes, rows.scores, rows.boxes)]
+        here, below = [array[is_kept] for array in columns], [array[~is_kept] for array in columns]
         before = [array[old] for array in (self.earlier.classes, self.earlier.scores, self.earlier.boxes)]
         kinds, is_lost = _kinds(before, here)
-        classes, scores, boxes = (np.concatenate([now, then[is_lost]]) for now, then in zip(here, before, strict=True))
-        changes = ImageChanges(classes, scores, boxes, np.concatenate([kinds, np.full(is_lost.sum(), _VANISHED)]))
-        for number, kind in zip(changes.classes.tolist(), changes.kinds.tolist(), strict=True):
+        counted = np.concatenate([kinds, np.full(is_lost.sum(), _VANISHED)])
+        classes, scores, boxes = (
+            np.concatenate([now, then[is_lost], low]) for now, then, low in zip(here, before, below, strict=True)
+        )
+        for number, kind in zip(classes[: len(counted)].tolist(), counted.tolist(), strict=True):
             self.by_class[number][kind] += 1
-        return changes
+        return ImageChanges(classes, scores, boxes, np.concatenate([counted, np.full((~is_kept).sum(), _BELOW)]))
 
 
 def _kinds(before: list[npt.NDArray[Any]], here: list[npt.NDArray[Any]]) -> tuple[Counts, npt.NDArray[np.bool_]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
-from typing import Final, Generic, TypeVar
+from typing import Any, Final, Generic, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -161,6 +161,12 @@ def example_of(rows: Rows, row: int) -> Example:
     )
     values = {name: rows.table[name][row].as_py() for name in ("uri", "etag", "size", "width", "height")}
     return Example(**values, boxes=boxes, more=left_out_bins(rows.scores[part][best[len(order) :]]))
+
+
+def reaches(scores: npt.NDArray[np.floating[Any]], threshold: float) -> npt.NDArray[np.bool_]:
+    """Return which scores reach a threshold, with the page's rounding."""
+    reached: npt.NDArray[np.bool_] = np.round(scores.astype(np.float64), 4) >= threshold - 1e-9
+    return reached
 
 
 def left_out_bins(scores: npt.NDArray[np.float32]) -> tuple[tuple[int, int], ...]:

@@ -26,10 +26,18 @@ _PICTURE_SIZES = 8
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """One picture of a gallery: an image, and boxes of class, score (None for truth), four sides and `ROLES` number."""
+    """One picture of a gallery.
+
+    Attributes:
+        example: the image.
+        boxes: class, score (None for truth), four sides and `ROLES` number; None draws those of the example.
+        more: of `boxes`, as in an example.
+        note: for the caption.
+    """
 
     example: Example
     boxes: Sequence[Sequence[object]] | None = None
+    more: Sequence[tuple[int, int]] = ()
     note: str = ""
 
 
@@ -219,7 +227,7 @@ def _rates(page: Page) -> dict[str, Any] | None:
 
 def _item(item: Item, places: Mapping[str, int]) -> dict[str, object]:
     boxes = item.example.boxes if item.boxes is None else item.boxes
-    more = item.example.more if item.boxes is None else ()
+    more = item.example.more if item.boxes is None else item.more
     return {"picture": places[item.example.uri], "boxes": boxes, "note": item.note, **({"more": more} if more else {})}
 
 

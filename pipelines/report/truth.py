@@ -19,7 +19,7 @@ from pipelines.evaluation.class_numbers import MatchClasses
 from pipelines.evaluation.evaluate import Evaluation, check_has_images, evaluate_rows
 from pipelines.evaluation.explanations import explanations, shown_figure
 from pipelines.evaluation.table_results import RowChoice, read_table_results
-from pipelines.report.examples import Example
+from pipelines.report.examples import LEAST_SCORE, MOST_BOXES, Example, left_out_bins, reaches
 from pipelines.report.overlaps import areas, box_iou, intersections
 from pipelines.report.page import ROLES, Comparison, Item, PictureRow
 from pipelines.report.rows import Classes, Rows
@@ -150,9 +150,8 @@ def compare_with_truth(
     evaluation = evaluate_rows(results, annotations)
     check_has_images(evaluation)
     names = annotations.class_names()
-    found = results.detections.where(results.detections.scores.round(4) >= threshold - 1e-9)
-    found = found.where(np.isin(found.category_ids, list(names)))
-    by_image = _by_image(found)
+    found = results.detections.where(np.isin(results.detections.category_ids, list(names)))
+    by_image = _by_image(found.where(reaches(found.scores, threshold)))
     truth = _truth(annotations)
     mistakes = Mistakes()
     without_rows = {*results.missing, *results.errors}
@@ -169,7 +168,7 @@ def compare_with_truth(
         for image in annotations.truth["images"]
         if image["file_name"] in rows.examples and image["file_name"] not in misplaced
     }
-    gallery = _Gallery(images, by_image, truth, mistakes, names, classes)
+    gallery = _Gallery(images, found, by_image, truth, mistakes, names, classes, threshold)
     values = {
         "annotations": annotations.name,
         "evaluation": evaluation,
@@ -188,44 +187,67 @@ def compare_with_truth(
 
 @dataclass(frozen=True, slots=True)
 class _Gallery:
-    """Chooses pictures of errors and draws detections and truth."""
+    """Chooses pictures of errors and draws detections and truth.
+
+    Attributes:
+        images: by number, those that can be shown.
+        found: all detections.
+        compared: by image, those that reach the threshold, best first; `mistakes` are errors of these.
+        truth: by image, category ids, corners and which are crowds.
+        mistakes: the errors.
+        names: of categories.
+        classes: of the page.
+        threshold: the smallest score of `compared`.
+    """
 
     images: dict[int, Example]
-    found: dict[int, ResultColumns]
+    found: ResultColumns
+    compared: dict[int, ResultColumns]
     truth: dict[int, tuple[Array, Array, Array]]
     mistakes: Mistakes
     names: dict[int, str]
     classes: Classes
+    threshold: float
 
     def false(self, most: int) -> PictureRow:
         scores = {
-            image_id: float(self.found[image_id].scores[rows[0]]) for image_id, rows in self.mistakes.false.items()
+            image_id: float(self.compared[image_id].scores[rows[0]]) for image_id, rows in self.mistakes.false.items()
         }
-        items = [self._item(image_id, self._false_note(image_id)) for image_id in _highest(scores, self.images, most)]
-        note = "Highest score of a box without an annotation of its class. Dashed white: annotations."
-        return PictureRow("false-positives", "Worst false positives", note, items)
+        notes = {image_id: self._false_note(image_id) for image_id in _highest(scores, self.images, most)}
+        note = f"Highest score of a box without an annotation of its class. {self._explanation()}"
+        return PictureRow("false-positives", "Worst false positives", note, self._items(notes))
 
     def missed(self, most: int) -> PictureRow:
         sizes = {
             image_id: float(areas(self.truth[image_id][1][rows]).max())
             for image_id, rows in self.mistakes.missed.items()
         }
-        items = []
-        for image_id in _highest(sizes, self.images, most):
-            lost = Counter(self.names[int(self.truth[image_id][0][row])] for row in self.mistakes.missed[image_id])
-            items.append(
-                self._item(image_id, "missed: " + ", ".join(f"{count} {name}" for name, count in lost.items()))
-            )
-        note = "Largest annotation that no box of its class found. Dashed white: annotations."
-        return PictureRow("misses", "Worst misses", note, items)
+        notes = {image_id: self._missed_note(image_id) for image_id in _highest(sizes, self.images, most)}
+        note = f"Largest annotation that no box of its class found. {self._explanation()}"
+        return PictureRow("misses", "Worst misses", note, self._items(notes))
+
+    def _explanation(self) -> str:
+        return f"Mistakes are those of the boxes with a score of {self.threshold:g} or more, wherever the slider is."
 
     def _false_note(self, image_id: int) -> str:
-        found = self.found[image_id]
+        found = self.compared[image_id]
         row = self.mistakes.false[image_id][0]
-        return f"false: {self.names[int(found.category_ids[row])]} {found.scores[row]:.2f}"
+        return f"false at {self.threshold:g}: {self.names[int(found.category_ids[row])]} {found.scores[row]:.2f}"
 
-    def _item(self, image_id: int, note: str) -> Item:
-        found, (true_classes, true_boxes, _) = self.found.get(image_id, _NO_RESULTS), self.truth[image_id]
+    def _missed_note(self, image_id: int) -> str:
+        lost = Counter(self.names[int(self.truth[image_id][0][row])] for row in self.mistakes.missed[image_id])
+        return f"missed at {self.threshold:g}: " + ", ".join(f"{count} {name}" for name, count in lost.items())
+
+    def _items(self, notes: dict[int, str]) -> list[Item]:
+        found = _by_image(self.found.where(np.isin(self.found.image_ids, list(notes))))
+        return [self._item(image_id, found.get(image_id, _NO_RESULTS), note) for image_id, note in notes.items()]
+
+    def _item(self, image_id: int, every: ResultColumns, note: str) -> Item:
+        """Return a picture with its detections, also those below the threshold, and the annotations."""
+        true_classes, true_boxes, _ = self.truth[image_id]
+        drawn = every.scores >= min(LEAST_SCORE, self.threshold)
+        drawn[MOST_BOXES:] = False
+        found = every.where(drawn)
         boxes: list[list[object]] = [
             [self._number(number), round(score, 4), *np.round(box, 2).tolist(), ROLES.index("found")]
             for number, score, box in zip(
@@ -236,7 +258,7 @@ class _Gallery:
             [self._number(number), None, *np.round(box, 2).tolist(), ROLES.index("truth")]
             for number, box in zip(true_classes.tolist(), true_boxes, strict=True)
         ]
-        return Item(self.images[image_id], boxes, note)
+        return Item(self.images[image_id], boxes, left_out_bins(every.scores[~drawn].astype(np.float32)), note)
 
     def _number(self, category_id: int) -> int:
         return self.classes.number(self.names[category_id])

@@ -31,11 +31,11 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def comparison(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A page about two runs and annotations: a dog stayed, a cat vanished, and a truth was missed."""
+    """A page about two runs and annotations: a dog stayed; a cat vanished, and was missed: its score is 0.3."""
     folder = tmp_path_factory.mktemp("comparison")
     table, one = str(folder / "table"), picture(folder / "images", "a.png")
     publish(table, [row(one, dog_and_cat(0.9, 0.6))])
-    publish(table, [row(one, Detected([18], ("dog",), [0.9], [[4, 4, 40, 30]]))], "run-2", now=NOW + timedelta(days=1))
+    publish(table, [row(one, dog_and_cat(0.9, 0.3))], "run-2", now=NOW + timedelta(days=1))
     coco = {
         "images": [{"id": 1, "file_name": "a.png", "width": 80, "height": 60}],
         "annotations": [
@@ -303,6 +303,17 @@ def test_what_vanished_and_what_was_annotated_is_drawn_and_follows_slider_and_fi
     compared.locator("summary", has_text="Classes").click()
     compared.get_by_label("cat", exact=True).uncheck()
     assert roles(compared, "misses") == ["truth"]
+
+
+def test_a_lower_slider_shows_the_box_of_what_was_missed_and_of_what_vanished(compared: Page) -> None:
+    caption = compared.locator("#pictures-misses figcaption").first
+    assert "missed at 0.5: 1 cat" in caption.inner_text()
+
+    set_threshold(compared, 0.05)
+
+    assert roles(compared, "misses") == ["found", "found", "truth", "truth"]
+    assert roles(compared, "drift") == ["found", "found", "vanished"]
+    assert "missed at 0.5: 1 cat" in caption.inner_text()
 
 
 @pytest.mark.skipif(AXE is None, reason="no axe-core: `make test-browser` fetches it and sets AXE_CORE")

@@ -85,6 +85,22 @@ def test_boxes_that_appeared_vanished_and_moved_are_counted_and_shown(table: str
     assert item["boxes"][3][1:6] == [0.7, 0, 30, 20, 50]
 
 
+def test_boxes_below_the_threshold_are_drawn_and_are_not_changes(tmp_path: Path) -> None:
+    table, one = str(tmp_path / "table"), picture(tmp_path / "images", "a.png")
+    dog, cat = [0, 0, 20, 20], [30, 0, 50, 20]
+    publish(table, [row(one, Detected([18, 17], ("dog", "cat"), [0.9, 0.8], [dog, cat]))], "old")
+    now = Detected([18, 17, 17], ("dog", "cat", "cat"), [0.9, 0.3, 0.04], [dog, cat, dog])
+    publish(table, [row(one, now)], "new", now=NOW + timedelta(days=1))
+
+    summary = write_report(ReportConfig(table, tmp_path / "r.html", run_id="new", against="old"))
+
+    assert summary.drift == pytest.approx(1 / 2)
+    galleries = {gallery["id"]: gallery["items"] for gallery in data_of((tmp_path / "r.html").read_text())["galleries"]}
+    (item,) = galleries["drift"]
+    assert [(box[1], box[6]) for box in item["boxes"]] == [(0.9, FOUND), (0.8, VANISHED), (0.3, FOUND)]
+    assert item["more"] == [[4, 1]]
+
+
 def test_an_equal_run_has_no_drift(table: str, tmp_path: Path) -> None:
     one = picture(tmp_path / "images", "z.png")
     found = Detected([18], ("dog",), [0.9], [[0, 0, 20, 20]])

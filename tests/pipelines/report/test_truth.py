@@ -149,13 +149,38 @@ def test_false_positives_and_misses_are_shown_beside_the_truth(annotated: tuple[
     notes = [
         (Path(data["pictures"][item["picture"]]["uri"]).name, item["note"]) for item in galleries["false-positives"]
     ]
-    assert notes == [("b.png", "false: dog 0.80"), ("a.png", "false: dog 0.60")]
-    assert [item["note"] for item in galleries["misses"]] == ["missed: 1 dog", "missed: 1 cat"]
+    assert notes == [("b.png", "false at 0.5: dog 0.80"), ("a.png", "false at 0.5: dog 0.60")]
+    assert [item["note"] for item in galleries["misses"]] == ["missed at 0.5: 1 dog", "missed at 0.5: 1 cat"]
     names = data["classes"]
     assert [[names[box[0]], *box[1:]] for box in galleries["misses"][0]["boxes"]] == [
         ["dog", 0.8, 50, 40, 70, 60, FOUND],
         ["dog", None, 0, 0, 30, 30, TRUTH],
     ]
+
+
+def test_a_missed_object_keeps_its_box_below_the_threshold_and_stays_a_miss(tmp_path: Path) -> None:
+    one = picture(tmp_path / "images", "a.png")
+    low = [[number, 0, number + 9, 9] for number in range(120)]
+    found = Detected([DOG] * 122, ("dog",) * 122, [0.3, *[0.2] * 120, 0.04], [[0, 0, 20, 20], *low, [9, 9, 19, 19]])
+    publish(str(tmp_path / "table"), [row(one, found)])
+    coco = {
+        "images": [{"id": 1, "file_name": "a.png", "width": 80, "height": 60}],
+        "annotations": [
+            {"id": 1, "image_id": 1, "category_id": DOG, "bbox": [0, 0, 20, 20], "area": 400, "iscrowd": 0}
+        ],
+        "categories": [{"id": DOG, "name": "dog"}],
+    }
+    (tmp_path / "truth.json").write_text(json.dumps(coco))
+
+    write_report(ReportConfig(str(tmp_path / "table"), tmp_path / "r.html", annotations=str(tmp_path / "truth.json")))
+
+    galleries = {one["id"]: one["items"] for one in data_of((tmp_path / "r.html").read_text())["galleries"]}
+    (item,) = galleries["misses"]
+    assert item["note"] == "missed at 0.5: 1 dog"
+    assert item["boxes"][0][1:] == [0.3, 0, 0, 20, 20, FOUND]
+    assert len([box for box in item["boxes"] if box[1] is not None]) == 100
+    assert item["more"] == [[4, 1], [20, 21]]
+    assert "false-positives" not in galleries
 
 
 def test_why_ap_is_not_that_of_all_images_is_on_the_page_and_printed(
