@@ -23,9 +23,11 @@ FOUND_IOU: Final = 0.5  # boxes with less are different objects; between the two
 
 Counts = npt.NDArray[np.int64]
 Origin = tuple[str, str | None]  # model and settings
-_SAME, _MOVED, _APPEARED, _VANISHED, _BELOW = range(5)
+_SAME, _MOVED, _APPEARED, _VANISHED, _BEFORE, _BELOW = range(6)
 _CHANGED: Final = (_MOVED, _APPEARED, _VANISHED)
-_ROLE_OF_KIND: Final = np.array([ROLES.index(role) for role in ("found", "moved", "appeared", "vanished", "found")])
+_ROLE_OF_KIND: Final = np.array(
+    [ROLES.index(role) for role in ("found", "moved", "appeared", "vanished", "before", "found")]
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,8 +132,8 @@ class ImageChanges:
     """The boxes of one image in both runs, each with its change.
 
     Attributes:
-        classes: `(N,)`, scores `(N,)` and boxes `(N, 4)`: those of the later run, then those that vanished, then those
-            of the later run below the threshold, which are not compared.
+        classes: `(N,)`, scores `(N,)` and boxes `(N, 4)`: those of the later run, then those that vanished, the former
+            places of those that moved, and those of the later run below the threshold, which are not compared.
         kinds: `(N,)`, the change.
     """
 
@@ -151,8 +153,10 @@ class ImageChanges:
         Boxes below the threshold are drawn from a score of 0.05 on.
         """
         is_drawn = (self.kinds != _BELOW) | (self.scores >= LEAST_SCORE)
-        ranked = np.lexsort((-self.scores, ~np.isin(self.kinds, _CHANGED), ~is_drawn))
+        is_changed = np.isin(self.kinds, (*_CHANGED, _BEFORE))
+        ranked = np.lexsort((-self.scores, ~is_changed, ~is_drawn))
         count = min(MOST_BOXES, int(is_drawn.sum()))
+        left_out = ranked[count:]
         kept = np.sort(ranked[:count])
         boxes = tuple(
             (number, round(score, 4), *(round(side, 2) for side in sides), role)
@@ -164,7 +168,7 @@ class ImageChanges:
                 strict=True,
             )
         )
-        return boxes, left_out_bins(self.scores[ranked[count:]])
+        return boxes, left_out_bins(self.scores[left_out[self.kinds[left_out] != _BEFORE]])
 
 
 @dataclass(slots=True)
@@ -303,17 +307,20 @@ class Drift:
         columns = [array[part] for array in (rows.classes, rows.scores, rows.boxes)]
         here, below = [array[is_kept] for array in columns], [array[~is_kept] for array in columns]
         before = [array[old] for array in (self.earlier.classes, self.earlier.scores, self.earlier.boxes)]
-        kinds, is_lost = _kinds(before, here)
-        counted = np.concatenate([kinds, np.full(is_lost.sum(), _VANISHED)])
+        kinds, fates = _kinds(before, here)
+        lost, moved = np.flatnonzero(fates == _VANISHED), np.flatnonzero(fates == _MOVED)
+        counted = np.concatenate([kinds, fates[lost]])
         classes, scores, boxes = (
-            np.concatenate([now, then[is_lost], low]) for now, then, low in zip(here, before, below, strict=True)
+            np.concatenate([now, then[lost], then[moved], low])
+            for now, then, low in zip(here, before, below, strict=True)
         )
         for number, kind in zip(classes[: len(counted)].tolist(), counted.tolist(), strict=True):
             self.by_class[number][kind] += 1
-        return ImageChanges(classes, scores, boxes, np.concatenate([counted, np.full((~is_kept).sum(), _BELOW)]))
+        others = [np.full(len(moved), _BEFORE), np.full(len(below[0]), _BELOW)]
+        return ImageChanges(classes, scores, boxes, np.concatenate([counted, *others]))
 
 
-def _kinds(before: list[npt.NDArray[Any]], here: list[npt.NDArray[Any]]) -> tuple[Counts, npt.NDArray[np.bool_]]:
+def _kinds(before: list[npt.NDArray[Any]], here: list[npt.NDArray[Any]]) -> tuple[Counts, Counts]:
     """Match boxes of one class, the largest overlap first.
 
     Args:
@@ -321,19 +328,18 @@ def _kinds(before: list[npt.NDArray[Any]], here: list[npt.NDArray[Any]]) -> tupl
         here: those of the later row.
 
     Returns:
-        The change of each later box, and which earlier boxes vanished.
+        The change of each later box, and of each earlier one: `_VANISHED`, or that of the later box that matches it.
     """
     kinds = np.full(len(here[0]), _APPEARED)
-    is_lost = np.ones(len(before[0]), np.bool_)
+    fates = np.full(len(before[0]), _VANISHED)
     overlaps = box_iou(before[2], here[2])
     overlaps[before[0][:, None] != here[0][None]] = 0
     enough = np.flatnonzero(overlaps >= FOUND_IOU)
     for index in enough[np.argsort(-overlaps.ravel()[enough], kind="stable")].tolist():
         one, other = divmod(index, len(kinds))
-        if is_lost[one] and kinds[other] == _APPEARED:
-            is_lost[one] = False
-            kinds[other] = _SAME if overlaps[one, other] >= SAME_IOU else _MOVED
-    return kinds, is_lost
+        if fates[one] == _VANISHED and kinds[other] == _APPEARED:
+            fates[one] = kinds[other] = _SAME if overlaps[one, other] >= SAME_IOU else _MOVED
+    return kinds, fates
 
 
 def _example(example: Example, changes: ImageChanges) -> Example:

@@ -18,8 +18,8 @@ from pipelines.report.pictures import Picture
 from pipelines.report.rows import Classes
 from pipelines.report.run_times import PAUSE_SECONDS, USUAL_TIMES, RunTimes
 
-ROLES: Final = ("found", "truth", "appeared", "vanished", "moved")
-"""The roles of a picture's boxes; the page draws each differently."""
+ROLES: Final = ("found", "truth", "appeared", "vanished", "moved", "false", "missed", "before")
+"""The roles of a picture's boxes; the page draws each differently. `before` is the former place of a moved one."""
 
 _PICTURE_SIZES = 8
 

@@ -245,20 +245,34 @@ class _Gallery:
     def _item(self, image_id: int, every: ResultColumns, note: str) -> Item:
         """Return a picture with its detections, also those below the threshold, and the annotations."""
         true_classes, true_boxes, _ = self.truth[image_id]
-        drawn = every.scores >= min(LEAST_SCORE, self.threshold)
-        drawn[MOST_BOXES:] = False
-        found = every.where(drawn)
+        is_false, is_missed = np.zeros(len(every), np.bool_), np.zeros(len(true_classes), np.bool_)
+        is_false[self.mistakes.false.get(image_id, [])] = True  # the compared ones come first
+        is_missed[self.mistakes.missed.get(image_id, [])] = True
+        is_drawn = every.scores >= min(LEAST_SCORE, self.threshold)
+        kept = np.lexsort((~is_false, ~is_drawn))[: min(MOST_BOXES, int(is_drawn.sum()))]
+        is_drawn[:] = False
+        is_drawn[kept] = True
+        found = every.where(is_drawn)
         boxes: list[list[object]] = [
-            [self._number(number), round(score, 4), *np.round(box, 2).tolist(), ROLES.index("found")]
-            for number, score, box in zip(
-                found.category_ids.tolist(), found.scores.tolist(), _corners(found.boxes_xywh), strict=True
+            [
+                self._number(number),
+                round(score, 4),
+                *np.round(box, 2).tolist(),
+                ROLES.index("false" if wrong else "found"),
+            ]
+            for number, score, box, wrong in zip(
+                found.category_ids.tolist(),
+                found.scores.tolist(),
+                _corners(found.boxes_xywh),
+                is_false[is_drawn],
+                strict=True,
             )
         ]
         boxes += [
-            [self._number(number), None, *np.round(box, 2).tolist(), ROLES.index("truth")]
-            for number, box in zip(true_classes.tolist(), true_boxes, strict=True)
+            [self._number(number), None, *np.round(box, 2).tolist(), ROLES.index("missed" if lost else "truth")]
+            for number, box, lost in zip(true_classes.tolist(), true_boxes, is_missed, strict=True)
         ]
-        return Item(self.images[image_id], boxes, left_out_bins(every.scores[~drawn].astype(np.float32)), note)
+        return Item(self.images[image_id], boxes, left_out_bins(every.scores[~is_drawn].astype(np.float32)), note)
 
     def _number(self, category_id: int) -> int:
         return self.classes.number(self.names[category_id])

@@ -293,16 +293,62 @@ def roles(page: Page, gallery: str) -> list[str | None]:
 
 def test_what_vanished_and_what_was_annotated_is_drawn_and_follows_slider_and_filters(compared: Page) -> None:
     assert roles(compared, "drift") == ["found", "vanished"]
-    assert roles(compared, "misses") == ["found", "truth", "truth"]
+    assert roles(compared, "misses") == ["found", "missed", "truth"]
 
     set_threshold(compared, 0.7)
     assert roles(compared, "drift") == ["found"]  # the cat had 0.6
     set_threshold(compared, 0.95)
-    assert roles(compared, "misses") == ["truth", "truth"]  # annotations have no score
+    assert roles(compared, "misses") == ["missed", "truth"]  # annotations have no score
 
     compared.locator("summary", has_text="Classes").click()
     compared.get_by_label("cat", exact=True).uncheck()
     assert roles(compared, "misses") == ["truth"]
+
+
+LOOKS = """gallery => {
+  const svg = document.querySelector(`#pictures-${gallery} svg`);
+  const boxes = [...svg.querySelectorAll("rect.box")].map((box) => [box.dataset.role, Number(box.getAttribute("opacity"))]);
+  return [Object.fromEntries(boxes), [...svg.querySelectorAll("text")].map((one) => one.textContent)];
+}"""  # noqa: E501 - one line of the page's language
+
+
+def test_only_mistakes_and_changes_are_drawn_strongly_and_labelled(browser: Browser, tmp_path: Path) -> None:
+    one = picture(tmp_path / "images", "a.png")
+    dog, cat, cow = [4, 4, 40, 30], [50, 20, 70, 50], [0, 40, 20, 58]
+    labels = ("dog", "cat", "cow")
+    publish(str(tmp_path / "t"), [row(one, Detected([18, 17, 21], labels, [0.9, 0.8, 0.7], [dog, cat, cow]))])
+    moved = Detected([18, 17], labels[:2], [0.9, 0.8], [[4, 8, 40, 34], cat])
+    publish(str(tmp_path / "t"), [row(one, moved)], "run-2", now=NOW + timedelta(days=1))
+    truths = [(17, [50, 20, 20, 30]), (21, [0, 40, 20, 18])]
+    coco = {
+        "images": [{"id": 1, "file_name": "a.png", "width": 80, "height": 60}],
+        "annotations": [
+            {"id": number, "image_id": 1, "category_id": category, "bbox": box, "area": 600, "iscrowd": 0}
+            for number, (category, box) in enumerate(truths, start=1)
+        ],
+        "categories": [{"id": 17, "name": "cat"}, {"id": 18, "name": "dog"}, {"id": 21, "name": "cow"}],
+    }
+    (tmp_path / "truth.json").write_text(json.dumps(coco))
+    compare = {"run_id": "run-2", "against": "run-1", "annotations": str(tmp_path / "truth.json")}
+    write_report(ReportConfig(str(tmp_path / "t"), tmp_path / "r.html", **compare))  # type: ignore[arg-type]
+    page = browser.new_page()
+    page.goto((tmp_path / "r.html").as_uri())
+
+    for gallery in ("false-positives", "misses"):
+        show(page, gallery)
+        assert page.evaluate(LOOKS, gallery) == [
+            {"false": 1, "found": 0.4, "missed": 1, "truth": 0.4}, ["false dog 0.90", "missed cow"]
+        ]  # fmt: skip
+    show(page, "drift")
+    assert page.evaluate(LOOKS, "drift") == [
+        {"before": 1, "moved": 1, "vanished": 1, "found": 0.4}, ["moved dog 0.90", "vanished cow 0.70"]
+    ]  # fmt: skip
+    before = page.locator('#pictures-drift rect.box[data-role="before"]')
+    assert [before.get_attribute(name) for name in ("y", "stroke-dasharray")] == ["4", "2 4"]
+    assert (
+        page.locator("#pictures-drift figcaption span").first.inner_text() == "1 dog (moved), 1 cat, 1 cow (vanished)"
+    )
+    page.close()
 
 
 def test_a_lower_slider_shows_the_box_of_what_was_missed_and_of_what_vanished(compared: Page) -> None:
@@ -311,7 +357,7 @@ def test_a_lower_slider_shows_the_box_of_what_was_missed_and_of_what_vanished(co
 
     set_threshold(compared, 0.05)
 
-    assert roles(compared, "misses") == ["found", "found", "truth", "truth"]
+    assert roles(compared, "misses") == ["found", "found", "missed", "truth"]
     assert roles(compared, "drift") == ["found", "found", "vanished"]
     assert "missed at 0.5: 1 cat" in caption.inner_text()
 

@@ -3,7 +3,8 @@ const data = JSON.parse(document.getElementById("data").textContent);
 const BINS = 100;
 // the classes of the rows, the most frequent first, then those of another run or of annotations only
 const ALL = [...data.order, ...data.classes.keys()].filter((number, place, all) => all.indexOf(number) === place);
-const ROLES = ["found", "truth", "appeared", "vanished", "moved"];
+const ROLES = ["found", "truth", "appeared", "vanished", "moved", "false", "missed", "before"];
+const DASHES = { truth: "6 4", missed: "6 4", vanished: "2 4", before: "2 4" };
 const state = { threshold: data.threshold, hidden: new Set(), labels: true };
 const whole = new Intl.NumberFormat("en-US");
 const byId = (id) => document.getElementById(id);
@@ -33,22 +34,33 @@ const percent = (share) => `${(100 * share).toFixed(share > 0 && share < 0.1 ? 1
 
 // Whether a box is shown. The annotations have no score, so only the class filter applies to them.
 function isShown(box) {
-  return !state.hidden.has(box[0]) && (box[1] === null || box[1] >= state.threshold);
+  return !state.hidden.has(box[0]) && (isAnnotated(box) || box[1] >= state.threshold);
 }
+
+const roleOf = (box) => ROLES[box[6] || 0];
+const isAnnotated = (box) => box[1] === null;
+
+// Changes and mistakes. Where a picture has some, its other boxes are drawn faintly, but for those below the threshold
+// of the comparison, which were not compared.
+const isMarked = (box) => (box[6] || 0) > 1;
+const isFaint = (box) => !isMarked(box) && (isAnnotated(box) || box[1] >= data.threshold);
 
 // Says how many boxes reach the threshold if not all of them are drawn: a picture has at most 100.
 function notDrawn(item) {
   const more = (item.more || []).reduce((sum, [bin, count]) => sum + (bin >= firstBin() ? count : 0), 0);
   if (!more) return "";
-  const drawn = item.boxes.filter((box) => box[1] !== null && box[1] >= state.threshold).length;
-  return item.boxes.some((box) => box[6] > 1) ? ` (${drawn} of ${drawn + more} boxes, changed ones first)` : ` (the ${drawn} best of ${drawn + more} boxes)`;
+  const drawn = item.boxes.filter((box) => !isAnnotated(box) && roleOf(box) !== "before" && box[1] >= state.threshold);
+  const marked = drawn.filter(isMarked);
+  if (!marked.length) return ` (the ${drawn.length} best of ${drawn.length + more} boxes)`;
+  return ` (${drawn.length} of ${drawn.length + more} boxes, ${roleOf(marked[0]) === "false" ? "false" : "changed"} ones first)`;
 }
 
 function describe(item) {
   const shown = item.boxes.filter(isShown);
   const counts = new Map();
   for (const box of shown) {
-    const role = ROLES[box[6] || 0];
+    const role = roleOf(box);
+    if (role === "before") continue; // it is one object with the box that moved
     const name = data.classes[box[0]] + (role === "found" ? "" : ` (${role})`);
     counts.set(name, (counts.get(name) || 0) + 1);
   }
@@ -62,20 +74,21 @@ function labels(boxes, picture, unit) {
   const parts = [];
   const taken = [];
   let left = (picture.width * picture.height) / 4;
-  for (const [number, score, x1, y1, , y2, role = 0] of boxes) {
-    const words = `${role > 1 ? ROLES[role] + " " : ""}${data.classes[number]}${score === null ? "" : " " + score.toFixed(2)}`;
+  for (const box of boxes) {
+    const [number, score, x1, y1, , y2] = box;
+    const words = `${isMarked(box) ? roleOf(box) + " " : ""}${data.classes[number]}${score === null ? "" : " " + score.toFixed(2)}`;
     const high = 15 * unit;
     const wide = (words.length * 6.6 + 6) * unit;
     const x = Math.max(0, Math.min(x1, picture.width - wide));
     const above = y1 >= high ? y1 - high : y1;
-    const places = role === 1 ? [y2] : [above, y2, y1]; // annotations have theirs below
+    const places = isAnnotated(box) ? [y2] : [above, y2, y1]; // annotations have theirs below
     const inside = places.map((y) => Math.max(0, Math.min(y, picture.height - high)));
     const isFree = (y) => !taken.some((one) => x < one.x + one.wide && one.x < x + wide && y < one.y + high && one.y < y + high);
     const y = inside.find(isFree);
     if (y === undefined || left < wide * high) continue;
     left -= wide * high;
     taken.push({ x, y, wide });
-    parts.push(drawn("rect", { x, y, width: wide, height: high, class: "label", style: `fill:${role === 1 ? "#fff" : colour(number)}` }));
+    parts.push(drawn("rect", { x, y, width: wide, height: high, class: "label", style: `fill:${isAnnotated(box) ? "#fff" : colour(number)}` }));
     const style = `font:${11 * unit}px ui-monospace,monospace;fill:#000`;
     parts.push(drawn("text", { x: x + 3 * unit, y: y + 11 * unit, style }, words));
   }
@@ -92,16 +105,18 @@ function drawBoxes(svg, item, size) {
   // pixels of the picture for a pixel of the screen: the picture fits into its holder
   const unit = Math.max(picture.width / size.width, picture.height / size.height);
   const parts = [];
-  const onlyChanges = item.boxes.some((box) => box[6] > 1); // boxes that did not change are drawn faintly there
+  const hasMarks = item.boxes.some(isMarked);
   for (const box of [...shown].reverse()) {
-    const [number, score, x1, y1, x2, y2, role = 0] = box;
+    const [number, , x1, y1, x2, y2] = box;
     const place = { x: x1, y: y1, width: Math.max(x2 - x1, 1), height: Math.max(y2 - y1, 1) };
-    const dashes = { 1: "6 4", 3: "2 4" }[role] || "none";
-    parts.push(drawn("rect", { ...place, stroke: "#000b", "stroke-width": 4, "stroke-dasharray": dashes, opacity: onlyChanges && !role ? 0.4 : 1 }));
-    const line = { ...place, stroke: role === 1 ? "#fff" : colour(number), "stroke-width": 2, "stroke-dasharray": dashes, opacity: onlyChanges && !role ? 0.4 : 1 };
-    parts.push(drawn("rect", { ...line, class: "box", "data-class": number, "data-role": ROLES[role] }));
+    const line = { ...place, "stroke-dasharray": DASHES[roleOf(box)] || "none", opacity: hasMarks && isFaint(box) ? 0.4 : 1 };
+    parts.push(drawn("rect", { ...line, stroke: "#000b", "stroke-width": 4 }));
+    const stroke = isAnnotated(box) ? "#fff" : colour(number);
+    parts.push(drawn("rect", { ...line, stroke, "stroke-width": 2, class: "box", "data-class": number, "data-role": roleOf(box) }));
   }
-  if (state.labels) parts.push(...labels(shown.filter((box) => !onlyChanges || box[6]), picture, unit));
+  const labelled = shown.filter((box) => !hasMarks || (!isFaint(box) && roleOf(box) !== "before"));
+  labelled.sort((one, other) => isMarked(other) - isMarked(one)); // these get the free places first
+  if (state.labels) parts.push(...labels(labelled, picture, unit));
   svg.replaceChildren(...parts);
 }
 
@@ -184,7 +199,7 @@ function enlarge(item) {
   byId("large-title").textContent = picture.uri;
   byId("large-picture").replaceChildren(holder);
   const rows = item.boxes.filter(isShown).map((box) => {
-    const cells = [ROLES[box[6] || 0], data.classes[box[0]], box[1] === null ? "" : box[1].toFixed(4)];
+    const cells = [roleOf(box), data.classes[box[0]], box[1] === null ? "" : box[1].toFixed(4)];
     return element("tr", {}, ...cells.map((text) => element("td", {}, text)), element("td", {}, box.slice(2, 6).map((side) => side.toFixed(1)).join(", ")));
   });
   byId("large-boxes").replaceChildren(...rows);

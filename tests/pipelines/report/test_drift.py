@@ -19,7 +19,7 @@ from pipelines.report.report import ReportSummary, write_report
 from pipelines.table.schema import Detected, Row
 from tests.pipelines.report.tables import NOW, picture, publish, row
 
-FOUND, TRUTH, APPEARED, VANISHED, MOVED = range(5)
+FOUND, TRUTH, APPEARED, VANISHED, MOVED, FALSE, MISSED, BEFORE = range(8)
 
 
 @pytest.fixture
@@ -80,9 +80,10 @@ def test_boxes_that_appeared_vanished_and_moved_are_counted_and_shown(table: str
     data = data_of(html)
     (item,) = next(one["items"] for one in data["galleries"] if one["id"] == "drift")
     assert [(data["classes"][box[0]], box[6]) for box in item["boxes"]] == [
-        ("dog", FOUND), ("dog", MOVED), ("cow", APPEARED), ("cat", VANISHED),
+        ("dog", FOUND), ("dog", MOVED), ("cow", APPEARED), ("cat", VANISHED), ("dog", BEFORE),
     ]  # fmt: skip
     assert item["boxes"][3][1:6] == [0.7, 0, 30, 20, 50]
+    assert (item["boxes"][1][2:6], item["boxes"][4][2:6]) == ([34, 0, 54, 20], [30, 0, 50, 20])
 
 
 def test_boxes_below_the_threshold_are_drawn_and_are_not_changes(tmp_path: Path) -> None:

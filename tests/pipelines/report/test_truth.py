@@ -16,7 +16,7 @@ from pipelines.report.report import write_report
 from pipelines.report.truth import NOTHING, Mistakes
 from pipelines.table.schema import Detected
 from tests.pipelines.report.tables import picture, publish, row
-from tests.pipelines.report.test_drift import FOUND, TRUTH, data_of
+from tests.pipelines.report.test_drift import FALSE, FOUND, MISSED, TRUTH, data_of
 
 DOG, CAT = 18, 17
 
@@ -153,9 +153,10 @@ def test_false_positives_and_misses_are_shown_beside_the_truth(annotated: tuple[
     assert [item["note"] for item in galleries["misses"]] == ["missed at 0.5: 1 dog", "missed at 0.5: 1 cat"]
     names = data["classes"]
     assert [[names[box[0]], *box[1:]] for box in galleries["misses"][0]["boxes"]] == [
-        ["dog", 0.8, 50, 40, 70, 60, FOUND],
-        ["dog", None, 0, 0, 30, 30, TRUTH],
+        ["dog", 0.8, 50, 40, 70, 60, FALSE],
+        ["dog", None, 0, 0, 30, 30, MISSED],
     ]
+    assert [box[6] for box in galleries["misses"][1]["boxes"]] == [FOUND, FALSE, TRUTH, MISSED]
 
 
 def test_a_missed_object_keeps_its_box_below_the_threshold_and_stays_a_miss(tmp_path: Path) -> None:
