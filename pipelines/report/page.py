@@ -63,7 +63,12 @@ class Comparison:
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """The contents of a page."""
+    """The contents of a page.
+
+    Attributes:
+        most_pictures: of a gallery, and
+        most_boxes: of a picture, if the page would be too large with all of them; else None.
+    """
 
     table: str
     run_id: str | None
@@ -77,6 +82,8 @@ class Page:
     started: Mapping[str, datetime] = field(default_factory=dict)
     price_per_hour: float | None = None
     comparisons: Sequence[Comparison] = ()
+    most_pictures: int | None = None
+    most_boxes: int | None = None
 
 
 def render(page: Page) -> str:
@@ -108,6 +115,7 @@ def render(page: Page) -> str:
         "picture_sizes": page.figures.pictures.most_common(_PICTURE_SIZES),
         "more_sizes": max(0, len(page.figures.pictures) - _PICTURE_SIZES),
         "galleries": [gallery for gallery in page.galleries if gallery.items],
+        "limits": limits(page.most_pictures, page.most_boxes),
         "comparisons": [
             Markup(_template(part.template).render(title=part.title, **part.values, galleries=part.galleries))  # noqa: S704 - escaped
             for part in page.comparisons
@@ -148,6 +156,15 @@ def render_page(template: str, title: str, made: datetime, values: Mapping[str, 
             **values,
         }
     )
+
+
+def limits(pictures: int | None, boxes: int | None) -> str:
+    """Return a sentence about the pictures and boxes that a page of 5 MB leaves out; empty if it has all of them."""
+    kept = [
+        *([f"at most {pictures:,} pictures of each kind"] if pictures is not None else []),
+        *([f"at most {boxes:,} boxes of each picture"] if boxes is not None else []),
+    ]
+    return f"The page is kept under 5 MB: it has {' and '.join(kept)}." if kept else ""
 
 
 def duration(seconds: float) -> str:
@@ -237,7 +254,7 @@ def _environment() -> Environment:
         loader=FunctionLoader(resource), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
     # JSON.parse refuses NaN, and the page would have no pictures and no controls
-    environment.policies["json.dumps_kwargs"] = {"sort_keys": True, "allow_nan": False}
+    environment.policies["json.dumps_kwargs"] = {"sort_keys": True, "allow_nan": False, "separators": (",", ":")}
     return environment
 
 

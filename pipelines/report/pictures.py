@@ -23,10 +23,11 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 CHANGED: Final = "The image has changed since it was labelled."
-MOST_BYTES: Final = 3_400_000  # of all pictures as base64: the page stays under 5 MB
+MOST_BYTES: Final = 3_400_000  # of all pictures as base64
 MOST_PIXELS: Final = 640  # of the longer side
 LEAST_PIXELS: Final = 96
 QUALITY: Final = 70
+LEAST_QUALITY: Final = 5
 THREADS: Final = 4
 LARGEST_FILE: Final = 256 * 1024**2
 MOST_FAILURES: Final = 2  # of a bucket or server without an answer between them; then it counts as down
@@ -55,9 +56,13 @@ class Picture:
 
 
 def load_pictures(
-    examples: Iterable[Example], stores: Stores, show: Callable[[int, int], None] = lambda _done, _all: None
+    examples: Iterable[Example],
+    stores: Stores,
+    show: Callable[[int, int], None] = lambda _done, _all: None,
+    *,
+    most_bytes: int | None = None,
 ) -> list[Picture]:
-    """Return the picture of each example, in order; in total at most 3.4 MB of text.
+    """Return the picture of each example, in order; in total at most `most_bytes` of text (3.4 MB).
 
     A picture that is missing, or not in the labelled version, has no `source` but a reason. Memory: `THREADS` pictures
     of at most 50 megapixels, and one larger one.
@@ -66,9 +71,10 @@ def load_pictures(
         examples: what to show; each image once.
         stores: stores of the images.
         show: called with the numbers of pictures that are done, and of all.
+        most_bytes: of all pictures together.
     """
     chosen = list(examples)
-    budget, reader = picture_budget(len(chosen)), PictureReader(stores)
+    budget, reader = picture_budget(len(chosen), most_bytes), PictureReader(stores)
     pictures = []
     with ThreadPoolExecutor(THREADS) as threads:
         for picture in threads.map(lambda one: _load(one, reader, budget), chosen):
@@ -77,9 +83,9 @@ def load_pictures(
     return pictures
 
 
-def picture_budget(count: int) -> int:
+def picture_budget(count: int, most_bytes: int | None = None) -> int:
     """Return the largest number of characters for each of this many pictures."""
-    return MOST_BYTES // max(1, count)
+    return (MOST_BYTES if most_bytes is None else most_bytes) // max(1, count)
 
 
 def picture_of(uri: str, pixels: Tensor, budget: int) -> Picture:
@@ -103,17 +109,21 @@ def encode_picture(image: Image.Image, budget: int, *, most_pixels: int = MOST_P
 def shrink(image: Image.Image, most_bytes: int, most_pixels: int = MOST_PIXELS) -> bytes:
     """Return a WebP file of a picture, with limits for its longer side in pixels and for its bytes.
 
-    A picture of 96 pixels may exceed the limit of bytes.
+    From 96 pixels on, the quality is reduced instead. A picture of 96 pixels with the least one may exceed the limit
+    of bytes.
     """
-    small, longest = image, most_pixels
+    small, longest, quality = image, most_pixels, QUALITY
     while True:
         small = _fitted(small, longest)
         sink = io.BytesIO()
-        small.save(sink, "WEBP", quality=QUALITY, method=2)
+        small.save(sink, "WEBP", quality=quality, method=2)
         size = sink.tell()
-        if size <= most_bytes or max(small.size) <= LEAST_PIXELS:
+        if size <= most_bytes or quality <= LEAST_QUALITY:
             return sink.getvalue()
-        longest = max(LEAST_PIXELS, int(max(small.size) * 0.95 * math.sqrt(most_bytes / size)))
+        if max(small.size) > LEAST_PIXELS:
+            longest = max(LEAST_PIXELS, int(max(small.size) * 0.95 * math.sqrt(max(1, most_bytes) / size)))
+        else:
+            quality //= 2
 
 
 def _fitted(image: Image.Image, longest: int) -> Image.Image:

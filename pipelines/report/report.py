@@ -5,7 +5,7 @@ from __future__ import annotations
 import secrets
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 
@@ -23,8 +23,9 @@ from pipelines.report.config import ReportConfig
 from pipelines.report.drift import Drift, read_earlier
 from pipelines.report.examples import Examples
 from pipelines.report.figures import Figures
+from pipelines.report.fitting import fitted
 from pipelines.report.page import Comparison, Item, Page, PictureRow, render
-from pipelines.report.pictures import load_pictures, unique
+from pipelines.report.pictures import load_pictures
 from pipelines.report.rows import Classes, table_files
 from pipelines.report.run_times import RunTimes
 from pipelines.report.truth import AnnotatedRows, compare_with_truth
@@ -177,14 +178,7 @@ class _Made:
             PictureRow(one.id, one.title, one.note, [Item(example) for example in one.examples])
             for one in self._examples.galleries(self.classes.names, frequent)
         ]
-        rows = [*galleries, *(gallery for part in self._comparisons for gallery in part.galleries)]
-        shown = unique([[item.example for item in gallery.items] for gallery in rows])
-        stores = ImageStores(config.picture_options or config.options, MemberIndexes(self._table))
-        rows_read = self.figures.images
-        pictures = load_pictures(
-            shown.values(), stores, lambda done, planned: self._show(ReportProgress(rows_read, done, planned))
-        )
-        return Page(
+        whole = Page(
             table=without_secrets(config.table),
             run_id=config.run_id,
             figures=self.figures,
@@ -192,12 +186,22 @@ class _Made:
             classes=self.classes,
             threshold=config.threshold,
             galleries=galleries,
-            pictures=dict(zip(shown, pictures, strict=True)),
+            pictures={},
             made=clock.now(),
             started=_started(self._table),
             price_per_hour=config.price_per_hour,
             comparisons=self._comparisons,
         )
+        page, shown, room = fitted(whole)
+        stores = ImageStores(config.picture_options or config.options, MemberIndexes(self._table))
+        rows_read = self.figures.images
+        pictures = load_pictures(
+            shown.values(),
+            stores,
+            lambda done, planned: self._show(ReportProgress(rows_read, done, planned)),
+            most_bytes=room,
+        )
+        return replace(page, pictures=dict(zip(shown, pictures, strict=True)))
 
 
 def _started(table: Store) -> dict[str, datetime]:

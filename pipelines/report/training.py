@@ -135,6 +135,7 @@ def page_values(
         "starts": [_start(one) for one in logged.starts],
         "pictures": 0 if shown is None else len(shown.pictures),
         "images": 0 if shown is None else shown.images,
+        "limits": "" if shown is None else shown.limits,
         "val": record.configuration.get("val"),
         "checkpoint": chosen.name,
         "problem": problem,

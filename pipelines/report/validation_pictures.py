@@ -3,23 +3,29 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from pipelines.coco.values import is_finite_box
 from pipelines.errors import RayDetrError
 from pipelines.models import load_detector
 from pipelines.report.examples import LEAST_SCORE, MOST_BOXES, left_out_bins
-from pipelines.report.pictures import Picture, picture_budget, picture_of
+from pipelines.report.fitting import DRAWN_BOXES, LEAST_BYTES, PAGE_BYTES, largest_limit, limited_boxes
+from pipelines.report.page import limits
+from pipelines.report.pictures import MOST_BYTES, Picture, picture_budget, picture_of
 from pipelines.shards.reader import INDEX_KEY, ShardReader, TrainingImage, decode_training_image, read_index
 from pipelines.store import StoreOptions, open_store
 
 if TYPE_CHECKING:
     from detr.postprocess import Detections
 
-Box = tuple[object, ...]
+OTHER_BYTES: Final = 700_000  # of the page: charts, settings and addresses
+MOST_PICTURES: Final = (PAGE_BYTES - OTHER_BYTES - 50 * DRAWN_BOXES) // LEAST_BYTES
+
+Box = Sequence[Any]
 """Class number, score (None for truth), four sides in pixels, and 1 for truth, else 0."""
 
 
@@ -30,6 +36,7 @@ class ValidationPictures:
     Attributes:
         pictures: in the form of the page.
         boxes: of each picture; at most 100 found ones.
+        limits: what the page leaves out to stay under 5 MB, as a sentence; empty if nothing.
         more: of each picture, the found boxes that are not in `boxes`, counted by the bin of their score.
         classes: names, the most frequent first; class numbers of boxes are indices of this list.
         images: number of images in the shards.
@@ -40,6 +47,7 @@ class ValidationPictures:
     more: Sequence[Sequence[tuple[int, int]]]
     classes: Sequence[str]
     images: int
+    limits: str = ""
 
 
 def predict_pictures(
@@ -66,7 +74,7 @@ def predict_pictures(
     reader = ShardReader(store, index)
     groups = [(file, group, rows) for file, one in enumerate(index.files) for group, rows in enumerate(one.row_groups)]
     images: list[TrainingImage] = []
-    wanted, first = spread(index.images, most), 0
+    wanted, first = spread(index.images, min(most, MOST_PICTURES)), 0
     for file, group, rows in groups:
         places = [place - first for place in wanted if first <= place < first + rows]
         if places:
@@ -81,16 +89,25 @@ def predict_pictures(
     counts.update(_name(one, names) for image in images for one in _drawable(image))
     classes = sorted(counts, key=lambda name: (-counts[name], name))
     numbers = {name: number for number, name in enumerate(classes)}
-    budget = picture_budget(len(images))
+    whole = [
+        ([*_found(one, numbers), *_annotated(image, names, numbers)], left_out_bins(one.scores[MOST_BOXES:].numpy()))
+        for image, one in zip(images, found, strict=True)
+    ]
+    lengths = [len(boxes) for boxes, _ in whole]
+    limit = largest_limit(lengths, DRAWN_BOXES, max(lengths, default=1))
+    shown = [limited_boxes(boxes, more, limit) for boxes, more in whole]
+    room = PAGE_BYTES - OTHER_BYTES - len(json.dumps(shown))
+    budget = picture_budget(len(images), min(MOST_BYTES, max(0, room)))
     return ValidationPictures(
         pictures=[picture_of(image.file_name, one, budget) for image, one in zip(images, pixels, strict=True)],
-        boxes=[
-            [*_found(one, numbers), *_annotated(image, names, numbers)]
-            for image, one in zip(images, found, strict=True)
-        ],
-        more=[left_out_bins(one.scores[MOST_BOXES:].numpy()) for one in found],
+        boxes=[boxes for boxes, _ in shown],
+        more=[more for _, more in shown],
         classes=classes,
         images=index.images,
+        limits=limits(
+            MOST_PICTURES if min(most, index.images) > MOST_PICTURES else None,
+            limit if any(length > limit for length in lengths) else None,
+        ),
     )
 
 
@@ -105,7 +122,7 @@ def _name(annotation: Mapping[str, Any], names: Mapping[int, str]) -> str:
     return names.get(number, f"category {number}")
 
 
-def _found(found: Detections, numbers: Mapping[str, int]) -> list[Box]:
+def _found(found: Detections, numbers: Mapping[str, int]) -> Sequence[Box]:
     rows = zip(found.labels, found.scores.tolist(), found.boxes_xyxy.tolist(), strict=True)
     return [(numbers[name], round(score, 4), *(round(side, 2) for side in box), 0) for name, score, box in rows][
         :MOST_BOXES

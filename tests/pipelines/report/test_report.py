@@ -182,7 +182,7 @@ def test_rows_of_one_settings_are_counted_alone_and_several_are_reported(
 
 
 def test_all_pictures_together_keep_to_their_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pipelines.report.pictures.MOST_BYTES", 60_000)
+    monkeypatch.setattr("pipelines.report.fitting.MOST_BYTES", 60_000)
     images = [picture(tmp_path / "images", f"{number}.png", (200, 150)) for number in range(8)]
     publish(str(tmp_path / "table"), [row(one, dog_and_cat(0.9, 0.6), (200, 150)) for one in images])
 
