@@ -38,6 +38,9 @@ if TYPE_CHECKING:
     from pipelines.run_metrics import RunMetrics
 
 
+NOT_WRITTEN = "report: not written, because no image was labelled; an earlier page stays as it is"
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """Parse, label, print."""
     parser = CommandParser("label", __doc__)
@@ -46,7 +49,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         "--report",
         type=local_path,
         metavar="FILE",
-        help="afterwards, write an HTML page about this run, as `ray-detr report` does (none)",
+        help="afterwards, write an HTML page about this run, as `ray-detr report` does; where no image was labelled, "
+        "an earlier page stays (none)",
     )
     add_metrics_option(parser)
     parser.add_argument(
@@ -96,7 +100,9 @@ def main(argv: Sequence[str] | None = None) -> None:
             file=result,
             flush=True,
         )
-        if args.report is not None and summary.images:
+        if args.report is not None and not summary.images:
+            print(NOT_WRITTEN, file=sys.stderr if args.json else result, flush=True)
+        elif args.report is not None:
             try:
                 page = _write_page(config, args.report, summary.run_id)
             except RayDetrError as error:

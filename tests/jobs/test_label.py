@@ -233,6 +233,29 @@ def test_a_report_of_the_run_is_written_after_the_result(
     assert "<dd>1 (100 %)</dd>" in page.read_text()
 
 
+@pytest.mark.parametrize("is_json", [False, True])
+def test_a_night_without_new_images_says_that_the_page_is_an_earlier_one(
+    asked: list[LabelConfig],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+    is_json: bool,
+) -> None:
+    quiet = replace(SUMMARY, images=0, errors={}, skipped={}, already_labelled=41)
+    monkeypatch.setattr("pipelines.labelling.label.label", lambda *_, **__: quiet)
+    page = tmp_path / "r.html"
+    page.write_text("the page of an earlier run")
+
+    main([*NEEDED, "--report", str(page), *(["--json"] if is_json else [])])
+
+    printed = capfd.readouterr()
+    told = (printed.err if is_json else printed.out).splitlines()[-1]
+    assert told == "report: not written, because no image was labelled; an earlier page stays as it is"
+    assert page.read_text() == "the page of an earlier run"
+    if is_json:
+        assert json.loads(printed.out)["images"] == 0
+
+
 def test_too_many_errors_are_reported_after_the_result(
     asked: list[LabelConfig], capfd: pytest.CaptureFixture[str]
 ) -> None:
