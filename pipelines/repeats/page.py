@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import datetime
@@ -17,7 +17,7 @@ from pipelines.repeats.finding import Found, Place, Seen
 from pipelines.repeats.selection import head_of
 from pipelines.report.examples import Example
 from pipelines.report.page import render_page, resource
-from pipelines.report.pictures import THREADS, PictureReader, encode_picture, picture_budget, to_image
+from pipelines.report.pictures import THREADS, PictureReader, encode_picture, to_image
 from pipelines.store import Stores, file_name, without_secrets
 
 if TYPE_CHECKING:
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 WHOLE_PIXELS: Final = 400  # of the longer side of a whole picture
 PART_PIXELS: Final = 200  # of the longer side of a part
+VIEW_BYTES: Final = 16_000_000  # of all views as base64: parts of 200 pixels for the default of 200 places
+WHOLE_SHARE: Final = 3  # a whole picture may have this many times the bytes of a part
 CONTEXT: Final = 0.75  # of the box, on each side of it
 
 
@@ -132,7 +134,7 @@ def _views(places: Sequence[Place], stores: Stores, show: Callable[[int, int], N
     for place in places:
         for number, seen in enumerate(place.seen):
             wanted[seen.uri].append((place.mark.id, number, seen))
-    budget = picture_budget(sum(len(place.seen) + 1 for place in places))
+    budget = part_budget(len(place.seen) for place in places)
     made: defaultdict[str, dict[tuple[int, bool], View]] = defaultdict(dict)
     done, reader = 0, PictureReader(stores)
 
@@ -159,7 +161,13 @@ def _views(places: Sequence[Place], stores: Stores, show: Callable[[int, int], N
     return {place.mark.id: [view for _, view in sorted(made[place.mark.id].items())] for place in places}
 
 
+def part_budget(pictures: Iterable[int]) -> int:
+    """Return the largest number of characters of a part, for places with these numbers of pictures."""
+    return VIEW_BYTES // max(1, sum(count + WHOLE_SHARE for count in pictures))
+
+
 def _view(seen: Seen, pixels: Tensor | None, problem: str | None, budget: int, *, is_whole: bool) -> View:
+    """Return one view of a detection; `budget` is that of a part."""
     name = file_name(without_secrets(seen.uri))
     xmin, ymin, xmax, ymax = seen.box
     if pixels is None:
@@ -171,6 +179,7 @@ def _view(seen: Seen, pixels: Tensor | None, problem: str | None, budget: int, *
         right, bottom = min(right, int(xmax + across) + 1), min(bottom, int(ymax + down) + 1)
         pixels = pixels[:, top:bottom, left:right]
     longest = WHOLE_PIXELS if is_whole else PART_PIXELS
+    budget *= WHOLE_SHARE if is_whole else 1
     source = encode_picture(to_image(pixels, longest), budget, most_pixels=longest)
     box = (round(xmin - left, 1), round(ymin - top, 1), round(xmax - xmin, 1), round(ymax - ymin, 1))
     return View(name, source, right - left, bottom - top, box, seen.score)
