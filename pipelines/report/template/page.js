@@ -136,19 +136,25 @@ function drawing(item) {
 
 const views = [];
 
+// A picture's file with its last two folders: cameras give the same names to the files of all folders.
+function shortName(uri) {
+  return uri.replace(/^[a-z0-9+.-]+:\/+/i, "").split("/").slice(-3).join("/");
+}
+
 function buildGallery(place, gallery) {
+  const enlargeable = gallery.items.filter((item) => data.pictures[item.picture].source !== null);
   for (const item of gallery.items) {
     const picture = data.pictures[item.picture];
     const { holder, svg } = drawing(item);
     const words = element("span", {});
-    const name = picture.uri.split("/").pop();
-    const caption = element("figcaption", {}, element("strong", {}, name), element("br"), words);
+    const name = shortName(picture.uri);
+    const caption = element("figcaption", {}, element("strong", { title: picture.uri }, name), element("br"), words);
     if (item.note) caption.append(element("br"), element("span", { class: "soft" }, item.note));
     let button = null;
     if (svg) {
       button = element("button", { type: "button" });
       holder.append(button);
-      button.addEventListener("click", () => enlarge(item));
+      button.addEventListener("click", () => enlarge(enlargeable, enlargeable.indexOf(item)));
     }
     const figure = element("figure", { class: "picture" }, holder, caption);
     place.append(figure);
@@ -191,9 +197,15 @@ function writeCaptions() {
   }
 }
 
-function enlarge(item) {
+let step = () => {}; // shows the picture so many places further in the gallery, the first after the last
+
+function enlarge(items, place) {
+  const item = items[place];
   const picture = data.pictures[item.picture];
   const dialog = byId("large");
+  step = (places) => enlarge(items, (place + places + items.length) % items.length);
+  byId("steps").hidden = items.length === 1;
+  byId("large-place").textContent = `${place + 1} of ${items.length}: ${describe(item)}`;
   const { holder, svg } = drawing(item);
   dialog.style.setProperty("--ratio", picture.width / picture.height);
   byId("large-title").textContent = picture.uri;
@@ -309,12 +321,23 @@ function start() {
   byId("labels").addEventListener("change", controlsChanged);
   byId("close").addEventListener("click", () => byId("large").close());
   buildFilters();
+  byId("previous").addEventListener("click", () => step(-1));
+  byId("next").addEventListener("click", () => step(1));
+  byId("large").addEventListener("keydown", (event) => {
+    const places = { ArrowLeft: -1, ArrowRight: 1 }[event.key];
+    if (places && !event.target.closest(".scroll")) step(places); // there the keys scroll
+  });
   for (const gallery of data.galleries) buildGallery(byId(`pictures-${gallery.id}`), gallery);
+  const folds = [...document.querySelectorAll("details.gallery")];
+  if (matchMedia("(max-width: 40rem)").matches) folds.slice(1).forEach((fold) => { fold.open = false; });
   readControls();
   redraw();
   window.addEventListener("resize", redrawSoon);
   window.addEventListener("pageshow", controlsChanged); // some browsers restore the controls only then
-  window.addEventListener("beforeprint", () => drawStale(() => true));
+  window.addEventListener("beforeprint", () => {
+    folds.forEach((fold) => { fold.open = true; });
+    drawStale(() => true);
+  });
 }
 
 start();
