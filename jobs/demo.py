@@ -3,6 +3,7 @@
 ray-detr demo --out demo
 """
 
+import json
 import shutil
 import sys
 import time
@@ -76,7 +77,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     print("\nCOCO metrics                      AP     AP50   AP75")
     whole = evaluate_table(str(table), str(truth)).average_precision
     print(f"  all {args.count:4} scenes                {whole.AP:.3f}  {whole.AP50:.3f}  {whole.AP75:.3f}")
-    for height, width in PICTURE_SIZES:
+    sizes = {(image["height"], image["width"]) for image in json.loads(truth.read_text())["images"]}
+    for height, width in (size for size in PICTURE_SIZES if size in sizes):  # a few scenes do not have all of them
         one = evaluate_table(str(table), str(truth), picture_size=(height, width)).average_precision
         print(f"  {width:4} x {height:<4}                    {one.AP:.3f}  {one.AP50:.3f}  {one.AP75:.3f}")
 

@@ -1,4 +1,4 @@
-"""What the demo may delete; that it runs is `make demo`'s to show."""
+"""The demo: what it may delete, and that it ends with a page."""
 
 import errno
 from pathlib import Path
@@ -52,3 +52,19 @@ def test_scenes_for_which_the_disk_has_no_room_are_one_sentence(
 
     with pytest.raises(RayDetrError, match=r"cannot write to --out .*demo: No space left on device\.$"):
         main(["--out", str(tmp_path / "demo"), "--count", "1"])
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_a_small_demo_ends_with_a_page_and_prints_where_it_is(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    main(["--out", str(tmp_path / "demo"), "--count", "4"])
+
+    page = tmp_path / "demo" / "report.html"
+    printed = capfd.readouterr().out
+    assert f"report: {page}" in printed.splitlines()
+    html = page.read_text()
+    assert "<dt>images</dt><dd>4</dd>" in html
+    assert "Against annotations" in html
+    assert len(list((tmp_path / "demo" / "pictures").iterdir())) == 4

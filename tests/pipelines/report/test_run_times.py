@@ -102,6 +102,23 @@ def test_a_run_without_current_rows_is_listed_with_its_cost(tmp_path: Path) -> N
     ]  # fmt: skip
 
 
+def test_the_chart_of_throughput_has_a_bar_for_each_time_in_which_a_shard_was_done(tmp_path: Path) -> None:
+    table, page = str(tmp_path / "table"), tmp_path / "r.html"
+    publish(table, "run-1", 0, range(300), NOW)
+    publish(table, "run-1", 1, range(300, 900), NOW + timedelta(hours=1))
+
+    write_report(ReportConfig(table, page))
+
+    html = page.read_text()
+    bars = re.findall(r'<i style="height:([\d.]+)%" title="(.*?)"></i>', html)
+    assert [(number, *bar) for number, bar in enumerate(bars) if not bar[1].endswith(": 0 images")] == [
+        (0, "50.0", "0 s to 1 min 1 s: 300 images"), (59, "100.0", "59 min 59 s to 1 h 1 min: 600 images"),
+    ]  # fmt: skip
+    assert "Throughput of run run-1" in html
+    assert html.count("Images that were labelled in each 1 min 1 s, 600 at most, without pauses.") == 2  # also read out
+    assert "<span>start</span><span>1 h 1 min</span>" in html
+
+
 def test_a_tiny_share_of_errors_is_written_in_digits() -> None:
     figures = Figures(images=10_000_000, ok=9_999_999)
 
