@@ -15,7 +15,7 @@ from PIL import Image
 
 TARGET = Path(__file__).parents[1] / "docs" / "pictures" / "report.jpg"
 WIDTH, HEIGHT = 1200, 2600  # pixels of the page
-PARTS = ((0, 1000), (1380, 2380))  # pixels from the top
+PARTS = ((0, 1000), (1450, 2450))  # pixels from the top
 SCALE = 0.5
 QUALITY = 88
 

@@ -148,7 +148,9 @@ function buildGallery(place, gallery) {
     const { holder, svg } = drawing(item);
     const words = element("span", {});
     const name = shortName(picture.uri);
-    const caption = element("figcaption", {}, element("strong", { title: picture.uri }, name), element("br"), words);
+    // a line may end after a slash
+    const title = element("strong", { title: picture.uri }, ...name.split(/(?<=\/)/).flatMap((part) => [part, element("wbr")]));
+    const caption = element("figcaption", {}, title, element("br"), words);
     if (item.note) caption.append(element("br"), element("span", { class: "soft" }, item.note));
     let button = null;
     if (svg) {
