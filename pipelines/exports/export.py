@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import IO, Final
 
@@ -15,7 +16,7 @@ import pyarrow.parquet as pq
 
 from pipelines.errors import RayDetrError, UsageError
 from pipelines.exports.config import SUFFIXES, ExportConfig, Format
-from pipelines.exports.current import current_rows, no_such_rows, of_model, with_settings
+from pipelines.exports.current import Mask, current_rows, no_such_rows, of_model, with_settings
 from pipelines.exports.documents import DOCUMENTS
 from pipelines.exports.formats import WRITERS, RowsWriter
 from pipelines.exports.iceberg import register_files
@@ -42,6 +43,7 @@ from pipelines.table.schema import FIRST_COLUMNS, ROW_GROUP_ROWS, SCHEMA, check_
 _PIECE_ROWS: Final = 512
 _BATCH_ROWS: Final = 1024
 _ROW_GROUP_BYTES: Final = 16_000_000  # boxes in memory, if rows have many
+_NAMED: Final = (*TREES, "coco-dataset", "megadetector")  # formats with names of images instead of addresses
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,8 +101,9 @@ def copy_rows(
     left_out: Counter[str] = Counter()
     settings: Counter[str] = Counter()
     try:
-        with _place(config, table, files) as out:
-            chosen_rows = _chosen(table, files, config, show)
+        selection = _Selection(table, files, config)
+        with _place(config, selection) as out:
+            chosen_rows = selection.rows(show)
             if matcher:
                 chosen_rows = _without_repeats(chosen_rows, matcher, left_out)
             for rows in _pieces(chosen_rows, config):
@@ -173,21 +176,21 @@ def _joined(known: pa.Field, column: pa.Field, name: str, kind: Format) -> pa.Fi
     )
 
 
-def _place(config: ExportConfig, table: Store, files: _Files) -> OneFile | Folder | Tree:
+def _place(config: ExportConfig, selection: _Selection) -> OneFile | Folder | Tree:
     kind = config.kind
     names = Names()
     if kind in PAIRED_BY_STEM:
         stems = EqualStems()
-        names = common_names(stems.watch(_uris(table, files)))
+        names = common_names(stems.watch(selection.uris(errors=False)))
         if stems.are_possible():
-            stems.refuse(_chosen(table, files, config, lambda _rows, _total: None), names)
-    elif kind in TREES or kind in DOCUMENTS:
-        names = common_names(_uris(table, files))
+            stems.refuse(selection.uris(errors=False), names)
+    elif kind in _NAMED:
+        names = common_names(selection.uris(errors=kind == "megadetector"))
     if kind in TREES:
         return TREES[kind](open_unflushed(config.out, config.options), names)
 
     def writer(sink: IO[bytes]) -> RowsWriter:
-        return DOCUMENTS[kind](sink, names) if kind in DOCUMENTS else WRITERS[kind](sink, files.schema)
+        return DOCUMENTS[kind](sink, names) if kind in DOCUMENTS else WRITERS[kind](sink, selection.schema)
 
     if config.is_file:
         root, key = split_uri(config.out)
@@ -195,31 +198,46 @@ def _place(config: ExportConfig, table: Store, files: _Files) -> OneFile | Folde
     return Folder(open_store(config.out, config.options), SUFFIXES[kind], writer, config.most_images)
 
 
-def _uris(table: Store, files: _Files) -> Iterator[pa.ChunkedArray]:
-    for name, file in _opened(table, files.entries):
-        for group in range(file.num_row_groups):
-            with parquet_of(name):
-                column = file.read_row_group(group, columns=["uri"])["uri"]
-            yield column
+class _Selection:
+    """The rows of a table to export. Which of them are current is computed at the first use, and once."""
 
+    def __init__(self, table: Store, files: _Files, config: ExportConfig) -> None:
+        self.schema = files.schema
+        self._table, self._files, self._config = table, files, config
+        self._recorded = RecordedSettings(table)
 
-def _chosen(table: Store, files: _Files, config: ExportConfig, show: Callable[[int, int], None]) -> Iterator[pa.Table]:
-    """Yield the rows to write from each row group, with all columns."""
-    recorded = RecordedSettings(table)
-    current = None
-    if config.latest or config.is_of_images:
-        opened = _opened(table, files.entries)
-        current = current_rows(opened, config.model, settings=config.settings, recorded=recorded)
-    seen = 0
-    for number, (name, file) in enumerate(_opened(table, files.entries)):
-        first = 0
-        for group in range(file.num_row_groups):
-            count = file.metadata.row_group(group).num_rows
-            mask = None if current is None else pa.array(current[number][first : first + count])
-            first, seen = first + count, seen + count
+    def rows(self, show: Callable[[int, int], None]) -> Iterator[pa.Table]:
+        """Yield the rows to write from each row group, with all columns."""
+        seen = 0
+        for name, file, group, mask in self._groups():
+            seen += file.metadata.row_group(group).num_rows
             if mask is None or pc.any(mask).as_py():
-                yield from _batches(file, name, group, mask, config, files.schema, recorded)
-            show(seen, files.rows)
+                yield from _batches(file, name, group, mask, self._config, self.schema, self._recorded)
+            show(seen, self._files.rows)
+
+    def uris(self, *, errors: bool) -> Iterator[pa.ChunkedArray]:
+        """Yield the addresses of the current rows, with or without those of errors."""
+        for name, file, group, mask in self._groups():
+            assert mask is not None, "formats of images have current rows only"
+            if pc.any(mask).as_py():
+                with parquet_of(name):
+                    rows = file.read_row_group(group, columns=["uri", "error_kind"]).filter(mask)
+                yield (rows if errors else rows.filter(pc.is_null(rows["error_kind"])))["uri"]
+
+    def _groups(self) -> Iterator[tuple[str, pq.ParquetFile, int, pa.Array | None]]:
+        """Yield each row group: name of its file, file, number, and which of its rows are current if only these are."""
+        current = self._current if self._config.latest or self._config.is_of_images else None
+        for number, (name, file) in enumerate(_opened(self._table, self._files.entries)):
+            first = 0
+            for group in range(file.num_row_groups):
+                stop = first + file.metadata.row_group(group).num_rows
+                yield name, file, group, None if current is None else pa.array(current[number][first:stop])
+                first = stop
+
+    @cached_property
+    def _current(self) -> Sequence[Mask]:
+        opened = _opened(self._table, self._files.entries)
+        return current_rows(opened, self._config.model, settings=self._config.settings, recorded=self._recorded)
 
 
 def _batches(

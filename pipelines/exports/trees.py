@@ -16,7 +16,6 @@ from xml.etree import ElementTree
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from pipelines.errors import UsageError, note_incomplete
 from pipelines.exports.documents import coco_boxes, coco_categories, coco_image
@@ -98,7 +97,7 @@ def _take_stem(uri: str, names: Names, taken: set[int]) -> str:
 class EqualStems:
     """Finds out before the first file is written whether two exported images have the same name without suffix.
 
-    Memory: 16 bytes for each row of the table, and 24 more while `are_possible` sorts them.
+    Memory: 16 bytes for each image, and 24 more while `are_possible` sorts them.
     """
 
     def __init__(self) -> None:
@@ -114,22 +113,22 @@ class EqualStems:
             yield column
 
     def are_possible(self) -> bool:
-        """Return whether two addresses of the table differ in their suffix only."""
+        """Return whether two addresses differ in their suffix only."""
         stems, uris = np.frombuffer(self._stems, np.int64), np.frombuffer(self._uris, np.int64)
         order = np.argsort(stems)
         stems, uris = stems[order], uris[order]
         return bool(np.any((stems[1:] == stems[:-1]) & (uris[1:] != uris[:-1])))
 
     @staticmethod
-    def refuse(parts: Iterable[pa.Table], names: Names) -> None:
-        """Refuse the rows to export if two images without error have the same name.
+    def refuse(columns: Iterable[pa.ChunkedArray], names: Names) -> None:
+        """Refuse the addresses of the images to export if two have the same name.
 
         Raises:
             UsageError: they have.
         """
         taken: set[int] = set()
-        for rows in parts:
-            for uri in rows.filter(pc.is_null(rows["error_kind"]))["uri"].to_pylist():
+        for column in columns:
+            for uri in column.to_pylist():
                 _take_stem(without_secrets(uri), names, taken)
 
 

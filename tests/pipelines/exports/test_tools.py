@@ -27,8 +27,8 @@ NOW = datetime(2026, 11, 28, 12, 0, tzinfo=UTC)
 DOG = Detected([18], ("dog",), [0.75], [[10, 20, 60, 40]])
 
 
-def publish(table: str, run_id: str, rows: list[Row], *, days: int = 0) -> None:
-    origin = Origin("detr@1", 0.05, run_id, 0, NOW + timedelta(days=days))
+def publish(table: str, run_id: str, rows: list[Row], *, days: int = 0, model: str = "detr@1") -> None:
+    origin = Origin(model, 0.05, run_id, 0, NOW + timedelta(days=days))
     open_store(table).put(f"data/{run_id}/00000.parquet", encode(rows_to_table(rows, origin=origin)))
 
 
@@ -150,6 +150,31 @@ def test_a_picture_that_could_not_be_read_does_not_take_the_name_of_another(tabl
     publish(table, "run-3", [Row("s3://lake/x/a.heic", error_kind="unsupported", error="HEIC")])
 
     assert "labels/a.txt" in files(exported(table, tmp_path / "out", "yolo"))
+
+
+@pytest.mark.parametrize("kind", ["coco-dataset", "coco", "yolo", "voc"])
+def test_rows_that_are_not_written_do_not_change_the_names_of_pictures(table: str, kind: str, tmp_path: Path) -> None:
+    def written(name: str, **options: object) -> dict[str, str]:
+        out = exported(table, tmp_path / (f"{name}.json" if kind == "coco-dataset" else name), kind, **options)
+        found = [out] if out.is_file() else [out / file for file in files(out)]
+        return {str(path.relative_to(out)): path.read_text() for path in found if path.name != "_export.json"}
+
+    before = written("before")
+    assert "lake" not in str(before).replace("s3://lake/x/", "")
+    publish(table, "run-3", [Row("s3://lak/x/c.jpg", error_kind="missing", error="no bucket")], days=2)
+    assert written("error") == before
+    publish(table, "run-4", [row("file:///tmp/trial.jpg")], days=3, model="other@2")
+    assert written("model", model="detr@1") == before
+
+
+def test_megadetector_names_its_failures_and_all_other_pictures_by_one_folder(table: str, tmp_path: Path) -> None:
+    publish(table, "run-3", [Row("s3://lak/x/c.jpg", error_kind="missing", error="no bucket")], days=2)
+
+    data = json.loads(exported(table, tmp_path / "out.json", "megadetector").read_text())
+
+    assert [one["file"] for one in data["images"]] == [
+        "lake/x/sub/b.jpg", "lake/x/a.jpg", "lake/x/c.jpg", "lak/x/c.jpg",
+    ]  # fmt: skip
 
 
 def test_a_class_number_with_two_names_is_refused(table: str, tmp_path: Path) -> None:
