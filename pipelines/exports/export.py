@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -22,7 +23,7 @@ from pipelines.exports.formats import WRITERS, RowsWriter
 from pipelines.exports.iceberg import register_files
 from pipelines.exports.images import Names, common_names
 from pipelines.exports.places import Folder, OneFile
-from pipelines.exports.trees import PAIRED_BY_STEM, TREES, EqualStems, Tree
+from pipelines.exports.trees import NUMBERED_ANEW, PAIRED_BY_STEM, TREES, EqualStems, Tree
 from pipelines.labelling.recorded_settings import COLUMN, RecordedSettings
 from pipelines.marks.marks import read_marks
 from pipelines.marks.matching import Matcher
@@ -187,7 +188,8 @@ def _place(config: ExportConfig, selection: _Selection) -> OneFile | Folder | Tr
     elif kind in _NAMED:
         names = common_names(selection.uris(errors=kind == "megadetector"))
     if kind in TREES:
-        return TREES[kind](open_unflushed(config.out, config.options), names)
+        classes = selection.classes() if kind in NUMBERED_ANEW else {}
+        return TREES[kind](open_unflushed(config.out, config.options), names, classes)
 
     def writer(sink: IO[bytes]) -> RowsWriter:
         return DOCUMENTS[kind](sink, names) if kind in DOCUMENTS else WRITERS[kind](sink, selection.schema)
@@ -211,8 +213,12 @@ class _Selection:
         seen = 0
         for name, file, group, mask in self._groups():
             seen += file.metadata.row_group(group).num_rows
-            if mask is None or pc.any(mask).as_py():
-                yield from _batches(file, name, group, mask, self._config, self.schema, self._recorded)
+            for start, rows in _batches(file, name, group) if mask is None or pc.any(mask).as_py() else ():
+                with parquet_of(name):
+                    kept = self._is_chosen(rows) if mask is None else mask.slice(start, len(rows))
+                    chosen = _with_columns(rows.filter(kept), self.schema, self._recorded)
+                if len(chosen):
+                    yield chosen
             show(seen, self._files.rows)
 
     def uris(self, *, errors: bool) -> Iterator[pa.ChunkedArray]:
@@ -224,6 +230,20 @@ class _Selection:
                     rows = file.read_row_group(group, columns=["uri", "error_kind"]).filter(mask)
                 yield (rows if errors else rows.filter(pc.is_null(rows["error_kind"])))["uri"]
 
+    def classes(self) -> dict[int, str]:
+        """Return the classes in the current rows: id -> name. Includes marked repeats: a mark does not renumber."""
+        found: dict[int, str] = {}
+        for name, file, group, mask in self._groups():
+            assert mask is not None, "formats of images have current rows only"
+            leaves = [file.schema.column(index).path for index in range(len(file.schema))]
+            wanted = [leaf for leaf in leaves if re.fullmatch(r"detections\..*\.(category_id|label)", leaf)]
+            for start, rows in _batches(file, name, group, wanted) if pc.any(mask).as_py() else ():
+                boxes = rows["detections"].filter(mask.slice(start, len(rows))).combine_chunks().flatten()
+                ids, labels = boxes.field("category_id"), boxes.field("label").cast(pa.string())
+                pairs = pa.table({"id": ids, "label": labels}).group_by(["id", "label"]).aggregate([])
+                found |= zip(pairs["id"].to_pylist(), pairs["label"].to_pylist(), strict=True)
+        return found
+
     def _groups(self) -> Iterator[tuple[str, pq.ParquetFile, int, pa.Array | None]]:
         """Yield each row group: name of its file, file, number, and which of its rows are current if only these are."""
         current = self._current if self._config.latest or self._config.is_of_images else None
@@ -234,6 +254,12 @@ class _Selection:
                 yield name, file, group, None if current is None else pa.array(current[number][first:stop])
                 first = stop
 
+    def _is_chosen(self, rows: pa.Table) -> pa.Array:
+        chosen = of_model(rows, self._config.model)
+        if self._config.settings is not None:
+            chosen = chosen & with_settings(rows, self._config.settings, self._recorded)
+        return pa.array(chosen)
+
     @cached_property
     def _current(self) -> Sequence[Mask]:
         opened = _opened(self._table, self._files.entries)
@@ -241,34 +267,19 @@ class _Selection:
 
 
 def _batches(
-    file: pq.ParquetFile,
-    name: str,
-    group: int,
-    mask: pa.Array | None,
-    config: ExportConfig,
-    schema: pa.Schema,
-    recorded: RecordedSettings,
-) -> Iterator[pa.Table]:
-    """Yield the rows to write from a row group, 1,024 at a time, because a row group may have millions of boxes."""
+    file: pq.ParquetFile, name: str, group: int, columns: Sequence[str] | None = None
+) -> Iterator[tuple[int, pa.Table]]:
+    """Yield the rows of a row group, 1,024 at a time, because it may have millions of boxes; each with its start."""
     start = 0
-    batches = file.iter_batches(_BATCH_ROWS, row_groups=[group])
+    batches = file.iter_batches(_BATCH_ROWS, row_groups=[group], columns=columns)
     while True:
         with parquet_of(name):
             batch = next(batches, None)
             if batch is None:
                 return
             rows = pa.Table.from_batches([batch])
-            if mask is None:
-                chosen = of_model(rows, config.model)
-                if config.settings is not None:
-                    chosen = chosen & with_settings(rows, config.settings, recorded)
-                kept = pa.array(chosen)
-            else:
-                kept = mask.slice(start, len(rows))
-            start += len(rows)
-            rows = _with_columns(rows.filter(kept), schema, recorded)
-        if len(rows):
-            yield rows
+        yield start, rows
+        start += len(rows)
 
 
 def _without_repeats(parts: Iterator[pa.Table], matcher: Matcher, left_out: Counter[str]) -> Iterator[pa.Table]:

@@ -27,12 +27,18 @@ from pipelines.store import Store, without_secrets
 class Tree:
     """A folder to which files are written while rows are added; a record is written last."""
 
-    def __init__(self, store: Store, names: Names) -> None:
+    def __init__(self, store: Store, names: Names, classes: Mapping[int, str]) -> None:
         """Use an empty folder.
+
+        Args:
+            store: The folder.
+            names: The names of the images.
+            classes: id -> name of all classes of the images, for formats that are `NUMBERED_ANEW`.
 
         Raises:
             UsageError: it is not empty.
         """
+        del classes  # most formats have ids
         require_empty(store)
         self.files = 0
         self.names, self.categories = names, Categories()
@@ -135,20 +141,22 @@ class EqualStems:
 class YoloTree(Tree):
     """YOLO: `labels/NAME.txt` with class, centre and size as shares; `predictions/NAME.txt` with the score, too.
 
-    Data set loaders expect lines of five numbers; ultralytics writes a sixth, the score, to predictions.
+    Data set loaders expect lines of five numbers; ultralytics writes a sixth, the score, to predictions. Classes are
+    numbered from 0 in the order of their ids, so that the order of the images does not matter.
     """
 
-    def __init__(self, store: Store, names: Names) -> None:
+    def __init__(self, store: Store, names: Names, classes: Mapping[int, str]) -> None:
         """Use an empty folder."""
-        super().__init__(store, names)
-        self._numbers: dict[int, int] = {}
+        super().__init__(store, names, classes)
+        self._classes = dict(sorted(classes.items()))
+        self._numbers = {category_id: number for number, category_id in enumerate(self._classes)}
 
     def add_image(self, image: LabelledImage) -> None:
         """Write the labels of an image."""
         width, height = image.size
         lines = []
         for category_id, (xmin, ymin, xmax, ymax) in zip(image.category_ids, image.boxes, strict=True):
-            number = self._numbers.setdefault(category_id, len(self._numbers))
+            number = self._numbers[category_id]
             shares = (
                 (xmin + xmax) / 2 / width,
                 (ymin + ymax) / 2 / height,
@@ -163,7 +171,7 @@ class YoloTree(Tree):
 
     def add_end(self) -> None:
         """Write `data.yaml`; JSON is YAML, and quotes every name."""
-        names = [self.categories.names[category_id] for category_id in self._numbers]
+        names = [self.categories.names.get(category_id, name) for category_id, name in self._classes.items()]
         described = {"path": ".", "train": "images", "val": "images", "nc": len(names), "names": names}
         self.put("data.yaml", "".join(f"{key}: {json.dumps(value)}\n" for key, value in described.items()).encode())
 
@@ -205,9 +213,9 @@ class VocTree(Tree):
 class CocoTree(Tree):
     """COCO results in numbered files, and `images.json`: the data set without annotations that they refer to."""
 
-    def __init__(self, store: Store, names: Names) -> None:
+    def __init__(self, store: Store, names: Names, classes: Mapping[int, str]) -> None:
         """Use an empty folder."""
-        super().__init__(store, names)
+        super().__init__(store, names, classes)
         self._images = _JsonList(b'{"images": [\n')
         self._results = _JsonList(b"[\n")
         self._part = 0
@@ -255,11 +263,18 @@ class _JsonList:
         return self._sink.getvalue()
 
 
-TREES: Final[Mapping[str, Callable[[Store, Names], Tree]]] = {"yolo": YoloTree, "voc": VocTree, "coco": CocoTree}
+TREES: Final[Mapping[str, Callable[[Store, Names, Mapping[int, str]], Tree]]] = {
+    "yolo": YoloTree,
+    "voc": VocTree,
+    "coco": CocoTree,
+}
 """The writer class of each folder format."""
 
 PAIRED_BY_STEM: Final = ("yolo", "voc")
 """The formats that pair pictures and labels by the name without suffix."""
+
+NUMBERED_ANEW: Final = ("yolo",)
+"""The formats that number classes from 0 instead of using their ids."""
 
 
 def _json(value: object) -> bytes:

@@ -13,11 +13,13 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
+from pipelines.clock import SystemClock
 from pipelines.errors import RayDetrError, UsageError
 from pipelines.exports.config import ExportConfig
 from pipelines.exports.export import export
 from pipelines.exports.images import common_names
 from pipelines.exports.trees import EqualStems
+from pipelines.marks.marks import Mark, accept_marks
 from pipelines.store import open_store
 from pipelines.table.schema import Detected, Origin, Row, encode, rows_to_table
 from tests.conftest import S3Server
@@ -108,6 +110,22 @@ def test_yolo_has_a_file_an_image_in_folders_as_the_pictures_are(table: str, tmp
     assert (out / "predictions/a.txt").read_text() == "0 0.350000000 0.600000000 0.500000000 0.400000000 0.750000\n"
     assert '"dog"' in (out / "data.yaml").read_text()
     assert json.loads((out / "_export.json").read_text())["files"] == 5
+
+
+def test_yolo_numbers_classes_by_their_ids_whatever_the_order_of_the_images(tmp_path: Path) -> None:
+    def written(name: str) -> tuple[str, dict[str, str]]:
+        out = exported(table, tmp_path / name, "yolo")
+        lines = {path.name: path.read_text().split(" ")[0] for path in (out / "labels").iterdir()}
+        return (out / "data.yaml").read_text().splitlines()[-1], lines
+
+    table, cat = str(tmp_path / "table"), row("s3://lake/x/cat.jpg", Detected([3], ("cat",), [0.5], [[0, 0, 9, 9]]))
+    publish(table, "run-1", [row("s3://lake/x/dog.jpg"), cat])
+    expected = ('names: ["cat", "dog"]', {"cat.txt": "0", "dog.txt": "1"})
+    assert written("first") == expected
+    publish(table, "run-2", [cat, row("s3://lake/x/dog.jpg")], days=1)
+    assert written("second") == expected
+    accept_marks(open_store(table), [Mark("s3://lake/x/", 0, "cat", (0, 0, 0.09, 0.18), 0.85, 20)], SystemClock())
+    assert written("marked") == (expected[0], {"cat.txt": "", "dog.txt": "1"})
 
 
 def test_voc_counts_pixels_from_one_to_the_last_one_inside(table: str, tmp_path: Path) -> None:
