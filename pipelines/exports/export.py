@@ -183,8 +183,7 @@ def _place(config: ExportConfig, selection: _Selection) -> OneFile | Folder | Tr
     if kind in PAIRED_BY_STEM:
         stems = EqualStems()
         names = common_names(stems.watch(selection.uris(errors=False)))
-        if stems.are_possible():
-            stems.refuse(selection.uris(errors=False), names)
+        stems.refuse(selection.uris(errors=False), names)
     elif kind in _NAMED:
         names = common_names(selection.uris(errors=kind == "megadetector"))
     if kind in TREES:

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import tracemalloc
+from contextlib import nullcontext
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from pipelines.clock import SystemClock
 from pipelines.errors import RayDetrError, UsageError
 from pipelines.exports.config import ExportConfig
 from pipelines.exports.export import export
-from pipelines.exports.images import common_names
+from pipelines.exports.images import Names, common_names
 from pipelines.exports.trees import EqualStems
 from pipelines.marks.marks import Mark, accept_marks
 from pipelines.store import open_store
@@ -280,17 +281,67 @@ def test_ten_million_boxes_are_exported_with_less_than_500_mb(tmp_path: Path) ->
     assert done.stdout.count("\n| ") == 1 + 9  # a head, and a line for each format
 
 
-@pytest.mark.parametrize(("more", "found"), [("s3://lake/7.png", True), ("s3://lake/7.jpg", False)])
-def test_equal_names_are_looked_for_with_a_few_bytes_for_each_row(more: str, found: bool) -> None:
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["coco", "coco-dataset", "yolo", "voc", "labelstudio", "megadetector"])
+def test_of_many_images_with_one_box_nothing_is_kept_while_they_are_written(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in ("places", "trees"):
+        monkeypatch.setattr(f"pipelines.exports.{module}.FILE_BYTES", 10_000)
+
+    def held_at_the_end(images: int) -> int:
+        table, held = str(tmp_path / f"table-{images}"), [0]
+        for first in range(0, images, 250):
+            publish(table, f"run-{first}", [row(f"s3://lake/x/{first + number:08}.jpg") for number in range(250)])
+        config = ExportConfig(table, str(tmp_path / f"out-{images}"), format=kind)  # type: ignore[arg-type]
+        tracemalloc.start()
+        try:
+            export(config, show=lambda _rows, _total: held.append(tracemalloc.get_traced_memory()[0]))
+        finally:
+            tracemalloc.stop()
+        return held[-1]
+
+    held_at_the_end(250)  # imports
+    assert (held_at_the_end(3_000) - held_at_the_end(500)) / 2_500 < 20
+
+
+@pytest.mark.parametrize(("more", "are_refused"), [("s3://lake/7.png", True), ("s3://lake/8a.png", False)])
+def test_equal_names_are_looked_for_with_a_few_bytes_for_each_image(more: str, are_refused: bool) -> None:
     uris = [f"s3://lake/{number}.jpg" for number in range(20_000)]
+    columns = [pa.chunked_array([part]) for part in (uris[:10_000], uris[10_000:], [more])]
     stems = EqualStems()
     tracemalloc.start()
     try:
-        for _ in stems.watch(pa.chunked_array([part]) for part in (uris[:10_000], uris[10_000:], [more])):
+        for _ in stems.watch(columns):
             pass
         held, _ = tracemalloc.get_traced_memory()
+        assert len(stems.repeated()) == are_refused
     finally:
         tracemalloc.stop()
 
-    assert stems.are_possible() == found
-    assert held < 40 * len(uris)
+    assert held < 16 * len(uris)
+    with (
+        pytest.raises(
+            UsageError, match=r"s3://lake/7\.jpg and s3://lake/7\.png have the same name without suffix, 7, by"
+        )
+        if are_refused
+        else nullcontext()
+    ):
+        stems.refuse(columns, Names("s3://lake/"))
+
+
+def test_a_table_of_errors_only_is_a_folder_without_labels(tmp_path: Path) -> None:
+    publish(str(tmp_path / "table"), "run-1", [Row("s3://lake/x/c.jpg", error_kind="denied")])
+
+    assert files(exported(str(tmp_path / "table"), tmp_path / "out", "yolo")) == ["_export.json", "data.yaml"]
+
+
+def test_images_of_coco_results_are_the_same_in_a_folder_and_in_a_bucket(
+    table: str, tmp_path: Path, moto: S3Server
+) -> None:
+    out = f"{moto.bucket()}/out"
+    export(ExportConfig(table, out, format="coco", options=moto.options()))
+    local = (exported(table, tmp_path / "out", "coco") / "images.json").read_bytes()
+
+    assert [image["file_name"] for image in json.loads(local)["images"]] == ["sub/b.jpg", "a.jpg"]
+    assert open_store(out, moto.options()).get("images.json").data == local
