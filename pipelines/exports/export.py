@@ -18,9 +18,10 @@ import pyarrow.parquet as pq
 from pipelines.errors import RayDetrError, UsageError
 from pipelines.exports.config import SUFFIXES, ExportConfig, Format
 from pipelines.exports.current import Mask, current_rows, no_such_rows, of_model, with_settings
-from pipelines.exports.documents import DOCUMENTS
+from pipelines.exports.documents import DOCUMENTS, LabelStudioTasks
 from pipelines.exports.formats import WRITERS, RowsWriter
 from pipelines.exports.iceberg import register_files
+from pipelines.exports.image_urls import refuse_unused
 from pipelines.exports.images import Names, common_names
 from pipelines.exports.places import Folder, OneFile
 from pipelines.exports.trees import NUMBERED_ANEW, PAIRED_BY_STEM, TREES, EqualStems, Tree
@@ -186,11 +187,16 @@ def _place(config: ExportConfig, selection: _Selection) -> OneFile | Folder | Tr
         stems.refuse(selection.uris(errors=False), names)
     elif kind in _NAMED:
         names = common_names(selection.uris(errors=kind == "megadetector"))
+    if config.image_urls:
+        columns = selection.uris(errors=False)
+        refuse_unused((without_secrets(uri) for one in columns for uri in one.to_pylist()), config.image_urls)
     if kind in TREES:
         classes = selection.classes() if kind in NUMBERED_ANEW else {}
         return TREES[kind](open_unflushed(config.out, config.options), names, classes)
 
     def writer(sink: IO[bytes]) -> RowsWriter:
+        if kind == "labelstudio":
+            return LabelStudioTasks(sink, names, config.image_urls)
         return DOCUMENTS[kind](sink, names) if kind in DOCUMENTS else WRITERS[kind](sink, selection.schema)
 
     if config.is_file:

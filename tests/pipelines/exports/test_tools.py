@@ -101,6 +101,23 @@ def test_label_studio_tasks_have_percent_and_a_score_for_each_box(table: str, tm
     }  # fmt: skip
 
 
+def test_label_studio_gets_addresses_that_it_can_open(tmp_path: Path) -> None:
+    table, urls = str(tmp_path / "table"), ("file:///data/", "/data/local-files/?d=")
+    publish(table, "run-1", [row("file:///data/lake/a b.jpg"), Row("file:///data/c.jpg", error_kind="truncated")])
+
+    tasks = json.loads(exported(table, tmp_path / "out.json", "labelstudio", image_urls=urls).read_text())
+
+    assert [task["data"] for task in tasks] == [{"image": "/data/local-files/?d=lake/a%20b.jpg"}]
+    with pytest.raises(
+        UsageError, match=r"no address of the chosen images begins with s3://; one is file:///data/lake"
+    ):
+        exported(table, tmp_path / "folder", "labelstudio", image_urls=("s3://", "/"))
+    assert not (tmp_path / "folder").exists()
+    for kind in ("csv", "coco-dataset", "yolo", "iceberg"):
+        with pytest.raises(ValueError, match=f"only Label Studio's tasks have addresses .* omit the option for {kind}"):
+            ExportConfig(table, "out.name", format=kind, image_urls=urls)  # type: ignore[arg-type]
+
+
 def test_yolo_has_a_file_an_image_in_folders_as_the_pictures_are(table: str, tmp_path: Path) -> None:
     out = exported(table, tmp_path / "out", "yolo")
 
