@@ -27,7 +27,8 @@ RESULT_SUFFIXES: Final = (".csv", ".jsonl", ".parquet")
 
 _FOLDERS: Final[tuple[Format, ...]] = ("coco", "yolo", "voc")
 _OF_ROWS: Final[tuple[Format, ...]] = ("parquet", "jsonl", "csv", "iceberg")
-_FILE_IMAGES: Final[Mapping[str, int]] = {"labelstudio": 1000}  # users report that larger imports time out
+TASKS_PER_FILE: Final = 1000  # users report that larger imports of Label Studio time out
+_FILE_IMAGES: Final[Mapping[str, int]] = {"labelstudio": TASKS_PER_FILE}
 _FILE_SUFFIX: Final = re.compile(r"\.[a-zA-Z][a-zA-Z0-9]{0,7}$")  # not a version, such as v1.2
 
 _TABLE = option("the detection table", metavar="URI")

@@ -52,8 +52,8 @@ _NAMED: Final = (*TREES, "coco-dataset", "megadetector")  # formats with names o
 class ExportSummary:
     """The result of an export: rows, files, rows of the table, and rows by their settings.
 
-    `repeats_left_out` is the number of detections left out because a mark covers them, `marks` the number of marks of
-    the table.
+    `errors` is the number of rows with an error, `repeats_left_out` the number of detections left out because a mark
+    covers them, `marks` the number of marks of the table.
     """
 
     out: str
@@ -63,6 +63,7 @@ class ExportSummary:
     settings: Mapping[str, int] = field(default_factory=dict)
     repeats_left_out: int = 0
     marks: int = 0
+    errors: int = 0
 
 
 def export(config: ExportConfig, *, show: Callable[[int, int], None] = lambda _rows, _total: None) -> ExportSummary:
@@ -100,6 +101,7 @@ def copy_rows(
         added = register_files(config.catalog, config.out, uris, files.schema)
         return ExportSummary(config.out, files.rows, added, files.rows, marks=len(matcher.marks))
     written = 0
+    errors = 0
     left_out: Counter[str] = Counter()
     settings: Counter[str] = Counter()
     try:
@@ -111,6 +113,7 @@ def copy_rows(
             for rows in _pieces(chosen_rows, config):
                 out.add(rows)
                 written += len(rows)
+                errors += len(rows) - rows["error_kind"].null_count
                 counts = rows[COLUMN].cast(pa.string()).drop_null().value_counts().to_pylist()
                 settings.update({one["values"]: one["counts"] for one in counts})
             if not written and (config.model, config.settings) != (None, None):
@@ -133,6 +136,7 @@ def copy_rows(
         dict(settings),
         left_out.total(),
         len(matcher.marks),
+        errors,
     )
 
 

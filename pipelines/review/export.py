@@ -14,6 +14,7 @@ import pyarrow as pa
 from detr.classes import UNUSED_NAME, Category
 from pipelines.clock import Clock, SystemClock
 from pipelines.errors import RayDetrError, UsageError, note_incomplete
+from pipelines.exports.config import TASKS_PER_FILE
 from pipelines.exports.documents import FROM_NAME, TO_NAME, coco_boxes, label_studio_task
 from pipelines.exports.image_urls import image_url, refuse_unused
 from pipelines.exports.images import Names, common_names
@@ -26,7 +27,6 @@ from pipelines.review.choice import Chooser, Chosen, Converter, Disagreement, Le
 from pipelines.review.config import ReviewConfig
 from pipelines.store import Store, StoreError, StoreOptions, open_store, without_secrets
 
-TASKS_PER_FILE: Final = 1000  # users report that larger imports of Label Studio time out
 INTERFACE_KEY: Final = "interface.xml"
 
 Json = dict[str, Any]
