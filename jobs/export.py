@@ -15,7 +15,7 @@ from dataclasses import asdict
 from jobs.exits import run_process
 from jobs.options import add_options, check_stays, make_config
 from jobs.parser import CommandParser
-from pipelines.exports.config import ExportConfig
+from pipelines.exports.config import TASKS_PER_FILE, ExportConfig
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -62,9 +62,16 @@ def main(argv: Sequence[str] | None = None) -> None:
             "repeats`. --keep-repeats keeps them.",
             file=sys.stderr,
         )
+    tasks = summary.rows - summary.errors
+    if config.kind == "labelstudio" and config.is_file and tasks > TASKS_PER_FILE:
+        print(
+            f"note: {tasks:,} tasks in one file, which Label Studio may not import in time. Name a folder with --out: "
+            f"its files have {TASKS_PER_FILE:,} tasks each (--file-images).",
+            file=sys.stderr,
+        )
     if args.json:
-        of_marks = () if summary.marks else ("marks", "repeats_left_out")
-        print(json.dumps({key: value for key, value in asdict(summary).items() if key not in of_marks}, indent=2))
+        omitted = ("errors",) if summary.marks else ("errors", "marks", "repeats_left_out")
+        print(json.dumps({key: value for key, value in asdict(summary).items() if key not in omitted}, indent=2))
         return
     files = f"{summary.files:,} file" + ("" if summary.files == 1 else "s")
     print(f"exported: {summary.rows:,} of {summary.rows_total:,} rows, {files}: {summary.out}")

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal
 
+from pipelines.exports.image_urls import check_image_urls, image_urls_option
 from pipelines.options import check_options, group, option
 from pipelines.store import S3, StoreOptions, check_no_secret, join_uri, split_uri, without_secrets
 from pipelines.store.uris import LOCAL_ROOT, is_utf8
@@ -26,7 +27,8 @@ RESULT_SUFFIXES: Final = (".csv", ".jsonl", ".parquet")
 
 _FOLDERS: Final[tuple[Format, ...]] = ("coco", "yolo", "voc")
 _OF_ROWS: Final[tuple[Format, ...]] = ("parquet", "jsonl", "csv", "iceberg")
-_FILE_IMAGES: Final[Mapping[str, int]] = {"labelstudio": 1000}  # users report that larger imports time out
+TASKS_PER_FILE: Final = 1000  # users report that larger imports of Label Studio time out
+_FILE_IMAGES: Final[Mapping[str, int]] = {"labelstudio": TASKS_PER_FILE}
 _FILE_SUFFIX: Final = re.compile(r"\.[a-zA-Z][a-zA-Z0-9]{0,7}$")  # not a version, such as v1.2
 
 _TABLE = option("the detection table", metavar="URI")
@@ -56,6 +58,7 @@ class ExportConfig:
         "most images in each file of a folder (labelstudio: 1000; otherwise files of about 64 MB)",
         default=None, metavar="N", at_least=1,
     )  # fmt: skip
+    image_urls: tuple[str, ...] = image_urls_option()
     keep_repeats: bool = option(
         "include detections that a mark of `ray-detr repeats` covers (excluded and counted)", default=False
     )
@@ -66,6 +69,7 @@ class ExportConfig:
 
     def __post_init__(self) -> None:
         check_options(self)
+        check_image_urls(self.image_urls, self.kind)
         if self.format == "iceberg":
             if not re.fullmatch(r"[^./]+(\.[^./]+)+", self.out):
                 raise ValueError(f"out: {self.out} does not name an Iceberg table: write NAMESPACE.TABLE.")

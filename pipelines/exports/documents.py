@@ -7,12 +7,13 @@ import io
 import json
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import IO, Any, Final
 
 import pyarrow as pa
 
 from pipelines.exports.formats import RowsWriter
+from pipelines.exports.image_urls import image_url
 from pipelines.exports.images import Categories, LabelledImage, Names, labelled_images
 
 MEGADETECTOR_VERSION: Final = "1.5"
@@ -96,9 +97,10 @@ class CocoDataset:
 class LabelStudioTasks:
     """Label Studio tasks with predictions: sides in percent of the picture, a score for each box and each task."""
 
-    def __init__(self, sink: IO[bytes], names: Names) -> None:
+    def __init__(self, sink: IO[bytes], names: Names, image_urls: Sequence[str] = ()) -> None:
         """Begin the file."""
         del names  # tasks have full addresses, from which Label Studio loads pictures
+        self._image_urls = image_urls
         self._sink, self._count, self._is_open = sink, 0, True
         sink.write(b"[")
 
@@ -107,7 +109,7 @@ class LabelStudioTasks:
         for image in labelled_images(rows):
             if image.error_kind is not None:
                 continue
-            self._sink.write((b",\n" if self._count else b"\n") + _line(label_studio_task(image)))
+            self._sink.write((b",\n" if self._count else b"\n") + _line(label_studio_task(image, self._image_urls)))
             self._count += 1
 
     def close(self) -> None:
@@ -200,7 +202,7 @@ def _line(entry: object) -> bytes:
     return json.dumps(entry, ensure_ascii=False, allow_nan=False).encode()
 
 
-def label_studio_task(image: LabelledImage) -> dict[str, Any]:
+def label_studio_task(image: LabelledImage, image_urls: Sequence[str] = ()) -> dict[str, Any]:
     """Return an image as a Label Studio task with its boxes as a prediction; sides in percent of the picture."""
     width, height = image.size
     results = [
@@ -230,7 +232,7 @@ def label_studio_task(image: LabelledImage) -> dict[str, Any]:
     for one in results:
         one["meta"] = {"text": [f"score {one['score']}"]}
     prediction = {"model_version": image.model, "score": max(image.scores, default=0.0), "result": results}
-    return {"data": {"image": image.uri}, "predictions": [prediction]}
+    return {"data": {"image": image_url(image.uri, image_urls)}, "predictions": [prediction]}
 
 
 def _megadetector_image(image: LabelledImage, names: Names) -> dict[str, Any]:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import IO, Final
 
@@ -15,13 +17,14 @@ import pyarrow.parquet as pq
 
 from pipelines.errors import RayDetrError, UsageError
 from pipelines.exports.config import SUFFIXES, ExportConfig, Format
-from pipelines.exports.current import current_rows, no_such_rows, of_model, with_settings
-from pipelines.exports.documents import DOCUMENTS
+from pipelines.exports.current import Mask, current_rows, no_such_rows, of_model, with_settings
+from pipelines.exports.documents import DOCUMENTS, LabelStudioTasks
 from pipelines.exports.formats import WRITERS, RowsWriter
 from pipelines.exports.iceberg import register_files
+from pipelines.exports.image_urls import refuse_unused
 from pipelines.exports.images import Names, common_names
 from pipelines.exports.places import Folder, OneFile
-from pipelines.exports.trees import PAIRED_BY_STEM, TREES, EqualStems, Tree
+from pipelines.exports.trees import NUMBERED_ANEW, PAIRED_BY_STEM, TREES, EqualStems, Tree
 from pipelines.labelling.recorded_settings import COLUMN, RecordedSettings
 from pipelines.marks.marks import read_marks
 from pipelines.marks.matching import Matcher
@@ -42,14 +45,15 @@ from pipelines.table.schema import FIRST_COLUMNS, ROW_GROUP_ROWS, SCHEMA, check_
 _PIECE_ROWS: Final = 512
 _BATCH_ROWS: Final = 1024
 _ROW_GROUP_BYTES: Final = 16_000_000  # boxes in memory, if rows have many
+_NAMED: Final = (*TREES, "coco-dataset", "megadetector")  # formats with names of images instead of addresses
 
 
 @dataclass(frozen=True, slots=True)
 class ExportSummary:
     """The result of an export: rows, files, rows of the table, and rows by their settings.
 
-    `repeats_left_out` is the number of detections left out because a mark covers them, `marks` the number of marks of
-    the table.
+    `errors` is the number of rows with an error, `repeats_left_out` the number of detections left out because a mark
+    covers them, `marks` the number of marks of the table.
     """
 
     out: str
@@ -59,6 +63,7 @@ class ExportSummary:
     settings: Mapping[str, int] = field(default_factory=dict)
     repeats_left_out: int = 0
     marks: int = 0
+    errors: int = 0
 
 
 def export(config: ExportConfig, *, show: Callable[[int, int], None] = lambda _rows, _total: None) -> ExportSummary:
@@ -96,16 +101,19 @@ def copy_rows(
         added = register_files(config.catalog, config.out, uris, files.schema)
         return ExportSummary(config.out, files.rows, added, files.rows, marks=len(matcher.marks))
     written = 0
+    errors = 0
     left_out: Counter[str] = Counter()
     settings: Counter[str] = Counter()
     try:
-        with _place(config, table, files) as out:
-            chosen_rows = _chosen(table, files, config, show)
+        selection = _Selection(table, files, config)
+        with _place(config, selection) as out:
+            chosen_rows = selection.rows(show)
             if matcher:
                 chosen_rows = _without_repeats(chosen_rows, matcher, left_out)
             for rows in _pieces(chosen_rows, config):
                 out.add(rows)
                 written += len(rows)
+                errors += len(rows) - rows["error_kind"].null_count
                 counts = rows[COLUMN].cast(pa.string()).drop_null().value_counts().to_pylist()
                 settings.update({one["values"]: one["counts"] for one in counts})
             if not written and (config.model, config.settings) != (None, None):
@@ -128,6 +136,7 @@ def copy_rows(
         dict(settings),
         left_out.total(),
         len(matcher.marks),
+        errors,
     )
 
 
@@ -173,21 +182,26 @@ def _joined(known: pa.Field, column: pa.Field, name: str, kind: Format) -> pa.Fi
     )
 
 
-def _place(config: ExportConfig, table: Store, files: _Files) -> OneFile | Folder | Tree:
+def _place(config: ExportConfig, selection: _Selection) -> OneFile | Folder | Tree:
     kind = config.kind
     names = Names()
     if kind in PAIRED_BY_STEM:
         stems = EqualStems()
-        names = common_names(stems.watch(_uris(table, files)))
-        if stems.are_possible():
-            stems.refuse(_chosen(table, files, config, lambda _rows, _total: None), names)
-    elif kind in TREES or kind in DOCUMENTS:
-        names = common_names(_uris(table, files))
+        names = common_names(stems.watch(selection.uris(errors=False)))
+        stems.refuse(selection.uris(errors=False), names)
+    elif kind in _NAMED:
+        names = common_names(selection.uris(errors=kind == "megadetector"))
+    if config.image_urls:
+        columns = selection.uris(errors=False)
+        refuse_unused((without_secrets(uri) for one in columns for uri in one.to_pylist()), config.image_urls)
     if kind in TREES:
-        return TREES[kind](open_unflushed(config.out, config.options), names)
+        classes = selection.classes() if kind in NUMBERED_ANEW else {}
+        return TREES[kind](open_unflushed(config.out, config.options), names, classes)
 
     def writer(sink: IO[bytes]) -> RowsWriter:
-        return DOCUMENTS[kind](sink, names) if kind in DOCUMENTS else WRITERS[kind](sink, files.schema)
+        if kind == "labelstudio":
+            return LabelStudioTasks(sink, names, config.image_urls)
+        return DOCUMENTS[kind](sink, names) if kind in DOCUMENTS else WRITERS[kind](sink, selection.schema)
 
     if config.is_file:
         root, key = split_uri(config.out)
@@ -195,62 +209,86 @@ def _place(config: ExportConfig, table: Store, files: _Files) -> OneFile | Folde
     return Folder(open_store(config.out, config.options), SUFFIXES[kind], writer, config.most_images)
 
 
-def _uris(table: Store, files: _Files) -> Iterator[pa.ChunkedArray]:
-    for name, file in _opened(table, files.entries):
-        for group in range(file.num_row_groups):
-            with parquet_of(name):
-                column = file.read_row_group(group, columns=["uri"])["uri"]
-            yield column
+class _Selection:
+    """The rows of a table to export. Which of them are current is computed at the first use, and once."""
 
+    def __init__(self, table: Store, files: _Files, config: ExportConfig) -> None:
+        self.schema = files.schema
+        self._table, self._files, self._config = table, files, config
+        self._recorded = RecordedSettings(table)
 
-def _chosen(table: Store, files: _Files, config: ExportConfig, show: Callable[[int, int], None]) -> Iterator[pa.Table]:
-    """Yield the rows to write from each row group, with all columns."""
-    recorded = RecordedSettings(table)
-    current = None
-    if config.latest or config.is_of_images:
-        opened = _opened(table, files.entries)
-        current = current_rows(opened, config.model, settings=config.settings, recorded=recorded)
-    seen = 0
-    for number, (name, file) in enumerate(_opened(table, files.entries)):
-        first = 0
-        for group in range(file.num_row_groups):
-            count = file.metadata.row_group(group).num_rows
-            mask = None if current is None else pa.array(current[number][first : first + count])
-            first, seen = first + count, seen + count
-            if mask is None or pc.any(mask).as_py():
-                yield from _batches(file, name, group, mask, config, files.schema, recorded)
-            show(seen, files.rows)
+    def rows(self, show: Callable[[int, int], None]) -> Iterator[pa.Table]:
+        """Yield the rows to write from each row group, with all columns."""
+        seen = 0
+        for name, file, group, mask in self._groups():
+            seen += file.metadata.row_group(group).num_rows
+            for start, rows in _batches(file, name, group) if mask is None or pc.any(mask).as_py() else ():
+                with parquet_of(name):
+                    kept = self._is_chosen(rows) if mask is None else mask.slice(start, len(rows))
+                    chosen = _with_columns(rows.filter(kept), self.schema, self._recorded)
+                if len(chosen):
+                    yield chosen
+            show(seen, self._files.rows)
+
+    def uris(self, *, errors: bool) -> Iterator[pa.ChunkedArray]:
+        """Yield the addresses of the current rows, with or without those of errors."""
+        for name, file, group, mask in self._groups():
+            assert mask is not None, "formats of images have current rows only"
+            if pc.any(mask).as_py():
+                with parquet_of(name):
+                    rows = file.read_row_group(group, columns=["uri", "error_kind"]).filter(mask)
+                yield (rows if errors else rows.filter(pc.is_null(rows["error_kind"])))["uri"]
+
+    def classes(self) -> dict[int, str]:
+        """Return the classes in the current rows: id -> name. Includes marked repeats: a mark does not renumber."""
+        found: dict[int, str] = {}
+        for name, file, group, mask in self._groups():
+            assert mask is not None, "formats of images have current rows only"
+            leaves = [file.schema.column(index).path for index in range(len(file.schema))]
+            wanted = [leaf for leaf in leaves if re.fullmatch(r"detections\..*\.(category_id|label)", leaf)]
+            for start, rows in _batches(file, name, group, wanted) if pc.any(mask).as_py() else ():
+                boxes = rows["detections"].filter(mask.slice(start, len(rows))).combine_chunks().flatten()
+                ids, labels = boxes.field("category_id"), boxes.field("label").cast(pa.string())
+                pairs = pa.table({"id": ids, "label": labels}).group_by(["id", "label"]).aggregate([])
+                found |= zip(pairs["id"].to_pylist(), pairs["label"].to_pylist(), strict=True)
+        return found
+
+    def _groups(self) -> Iterator[tuple[str, pq.ParquetFile, int, pa.Array | None]]:
+        """Yield each row group: name of its file, file, number, and which of its rows are current if only these are."""
+        current = self._current if self._config.latest or self._config.is_of_images else None
+        for number, (name, file) in enumerate(_opened(self._table, self._files.entries)):
+            first = 0
+            for group in range(file.num_row_groups):
+                stop = first + file.metadata.row_group(group).num_rows
+                yield name, file, group, None if current is None else pa.array(current[number][first:stop])
+                first = stop
+
+    def _is_chosen(self, rows: pa.Table) -> pa.Array:
+        chosen = of_model(rows, self._config.model)
+        if self._config.settings is not None:
+            chosen = chosen & with_settings(rows, self._config.settings, self._recorded)
+        return pa.array(chosen)
+
+    @cached_property
+    def _current(self) -> Sequence[Mask]:
+        opened = _opened(self._table, self._files.entries)
+        return current_rows(opened, self._config.model, settings=self._config.settings, recorded=self._recorded)
 
 
 def _batches(
-    file: pq.ParquetFile,
-    name: str,
-    group: int,
-    mask: pa.Array | None,
-    config: ExportConfig,
-    schema: pa.Schema,
-    recorded: RecordedSettings,
-) -> Iterator[pa.Table]:
-    """Yield the rows to write from a row group, 1,024 at a time, because a row group may have millions of boxes."""
+    file: pq.ParquetFile, name: str, group: int, columns: Sequence[str] | None = None
+) -> Iterator[tuple[int, pa.Table]]:
+    """Yield the rows of a row group, 1,024 at a time, because it may have millions of boxes; each with its start."""
     start = 0
-    batches = file.iter_batches(_BATCH_ROWS, row_groups=[group])
+    batches = file.iter_batches(_BATCH_ROWS, row_groups=[group], columns=columns)
     while True:
         with parquet_of(name):
             batch = next(batches, None)
             if batch is None:
                 return
             rows = pa.Table.from_batches([batch])
-            if mask is None:
-                chosen = of_model(rows, config.model)
-                if config.settings is not None:
-                    chosen = chosen & with_settings(rows, config.settings, recorded)
-                kept = pa.array(chosen)
-            else:
-                kept = mask.slice(start, len(rows))
-            start += len(rows)
-            rows = _with_columns(rows.filter(kept), schema, recorded)
-        if len(rows):
-            yield rows
+        yield start, rows
+        start += len(rows)
 
 
 def _without_repeats(parts: Iterator[pa.Table], matcher: Matcher, left_out: Counter[str]) -> Iterator[pa.Table]:

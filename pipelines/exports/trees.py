@@ -7,38 +7,43 @@ from __future__ import annotations
 
 import io
 import json
+import tempfile
 from abc import abstractmethod
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import PurePosixPath
-from typing import Final
+from typing import IO, Final
 from xml.etree import ElementTree
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from pipelines.errors import UsageError, note_incomplete
 from pipelines.exports.documents import coco_boxes, coco_categories, coco_image
 from pipelines.exports.images import Categories, LabelledImage, Names, labelled_images
 from pipelines.exports.places import FILE_BYTES, INDEX_KEY, require_empty
-from pipelines.store import Store, without_secrets
+from pipelines.store import PutsFiles, Store, without_secrets
 
 
 class Tree:
     """A folder to which files are written while rows are added; a record is written last."""
 
-    def __init__(self, store: Store, names: Names) -> None:
+    def __init__(self, store: Store, names: Names, classes: Mapping[int, str]) -> None:
         """Use an empty folder.
+
+        Args:
+            store: The folder.
+            names: The names of the images.
+            classes: id -> name of all classes of the images, for formats that are `NUMBERED_ANEW`.
 
         Raises:
             UsageError: it is not empty.
         """
+        del classes  # most formats have ids
         require_empty(store)
         self.files = 0
         self.names, self.categories = names, Categories()
         self._store = store
-        self._keys: set[int] = set()
 
     def __enter__(self) -> Tree:
         """Return itself."""
@@ -75,81 +80,89 @@ class Tree:
         self._store.put(key, data)
         self.files += 1
 
+    def put_file(self, key: str, file: IO[bytes]) -> None:
+        """Write one file from another: in memory only for object stores, which take it in one request."""
+        if isinstance(self._store, PutsFiles):
+            self._store.put_file(key, file)
+        else:
+            self._store.put(key, file.read())
+        self.files += 1
+
     def stem(self, image: LabelledImage) -> str:
-        """Return the name of an image without its suffix, by which these formats match pictures and labels.
-
-        Raises:
-            UsageError: another image has the same name.
-        """
-        return _take_stem(image.uri, self.names, self._keys)
+        """Return the name of an image without its suffix, by which these formats match pictures and labels."""
+        return _stem(self.names.of(image.uri))
 
 
-def _take_stem(uri: str, names: Names, taken: set[int]) -> str:
-    stem = PurePosixPath(names.of(uri)).with_suffix("").as_posix()
-    if hash(stem) in taken:
-        raise UsageError(
-            f"{uri} and another image have the same name without suffix, {stem}, by which this format pairs "
-            "pictures and labels. Export to coco-dataset instead, or rename one."
-        )
-    taken.add(hash(stem))
-    return stem
+def _stem(name: str) -> str:
+    dot = name.rfind(".")  # as PurePath.with_suffix(""), which keeps the parts of every path that it has seen
+    return name[:dot] if name.rfind("/") + 1 < dot < len(name) - 1 else name
 
 
 class EqualStems:
     """Finds out before the first file is written whether two exported images have the same name without suffix.
 
-    Memory: 16 bytes for each row of the table, and 24 more while `are_possible` sorts them.
+    Memory: 8 bytes for each image, sorted in place.
     """
 
     def __init__(self) -> None:
-        self._stems, self._uris = array("q"), array("q")  # hashes
+        self._hashes = array("q")  # of whole addresses: below one folder, their ends are equal if the addresses are
 
     def watch(self, columns: Iterable[pa.ChunkedArray]) -> Iterator[pa.ChunkedArray]:
         """Yield the columns of addresses unchanged."""
         for column in columns:
-            for uri in column.to_pylist():
-                stem = uri.rpartition(".")[0] if "." in uri.rpartition("/")[2] else uri
-                self._stems.append(hash(stem))
-                self._uris.append(hash(uri))
+            self._hashes.extend(map(_hash, column.to_pylist()))
             yield column
 
-    def are_possible(self) -> bool:
-        """Return whether two addresses of the table differ in their suffix only."""
-        stems, uris = np.frombuffer(self._stems, np.int64), np.frombuffer(self._uris, np.int64)
-        order = np.argsort(stems)
-        stems, uris = stems[order], uris[order]
-        return bool(np.any((stems[1:] == stems[:-1]) & (uris[1:] != uris[:-1])))
+    def repeated(self) -> set[int]:
+        """Return the hashes that two addresses have; they remain sorted."""
+        hashes = np.frombuffer(self._hashes, np.int64)
+        hashes.sort()
+        return set(hashes[1:][hashes[1:] == hashes[:-1]].tolist())
 
-    @staticmethod
-    def refuse(parts: Iterable[pa.Table], names: Names) -> None:
-        """Refuse the rows to export if two images without error have the same name.
+    def refuse(self, columns: Iterable[pa.ChunkedArray], names: Names) -> None:
+        """Refuse the same addresses, which are read once more if two of their hashes are equal.
 
         Raises:
-            UsageError: they have.
+            UsageError: two images have the same name.
         """
-        taken: set[int] = set()
-        for rows in parts:
-            for uri in rows.filter(pc.is_null(rows["error_kind"]))["uri"].to_pylist():
-                _take_stem(without_secrets(uri), names, taken)
+        repeated = self.repeated()
+        first: dict[str, str] = {}
+        for column in columns if repeated else ():
+            for uri in column.to_pylist():
+                if _hash(uri) in repeated:
+                    shown = without_secrets(uri)
+                    stem = _stem(names.of(shown))
+                    if stem in first:
+                        raise UsageError(
+                            f"{first[stem]} and {shown} have the same name without suffix, {stem}, by which this "
+                            "format pairs pictures and labels. Export to coco-dataset instead, or rename one."
+                        )
+                    first[stem] = shown
+
+
+def _hash(uri: str) -> int:
+    return hash(_stem(Names().of(without_secrets(uri))))
 
 
 class YoloTree(Tree):
     """YOLO: `labels/NAME.txt` with class, centre and size as shares; `predictions/NAME.txt` with the score, too.
 
-    Data set loaders expect lines of five numbers; ultralytics writes a sixth, the score, to predictions.
+    Data set loaders expect lines of five numbers; ultralytics writes a sixth, the score, to predictions. Classes are
+    numbered from 0 in the order of their ids, so that the order of the images does not matter.
     """
 
-    def __init__(self, store: Store, names: Names) -> None:
+    def __init__(self, store: Store, names: Names, classes: Mapping[int, str]) -> None:
         """Use an empty folder."""
-        super().__init__(store, names)
-        self._numbers: dict[int, int] = {}
+        super().__init__(store, names, classes)
+        self._classes = dict(sorted(classes.items()))
+        self._numbers = {category_id: number for number, category_id in enumerate(self._classes)}
 
     def add_image(self, image: LabelledImage) -> None:
         """Write the labels of an image."""
         width, height = image.size
         lines = []
         for category_id, (xmin, ymin, xmax, ymax) in zip(image.category_ids, image.boxes, strict=True):
-            number = self._numbers.setdefault(category_id, len(self._numbers))
+            number = self._numbers[category_id]
             shares = (
                 (xmin + xmax) / 2 / width,
                 (ymin + ymax) / 2 / height,
@@ -164,7 +177,7 @@ class YoloTree(Tree):
 
     def add_end(self) -> None:
         """Write `data.yaml`; JSON is YAML, and quotes every name."""
-        names = [self.categories.names[category_id] for category_id in self._numbers]
+        names = [self.categories.names.get(category_id, name) for category_id, name in self._classes.items()]
         described = {"path": ".", "train": "images", "val": "images", "nc": len(names), "names": names}
         self.put("data.yaml", "".join(f"{key}: {json.dumps(value)}\n" for key, value in described.items()).encode())
 
@@ -204,14 +217,23 @@ class VocTree(Tree):
 
 
 class CocoTree(Tree):
-    """COCO results in numbered files, and `images.json`: the data set without annotations that they refer to."""
+    """COCO results in numbered files, and `images.json`: the data set without annotations that they refer to.
 
-    def __init__(self, store: Store, names: Names) -> None:
+    The images are in a temporary file until the end, because there may be very many with few boxes.
+    """
+
+    def __init__(self, store: Store, names: Names, classes: Mapping[int, str]) -> None:
         """Use an empty folder."""
-        super().__init__(store, names)
-        self._images = _JsonList(b'{"images": [\n')
-        self._results = _JsonList(b"[\n")
+        super().__init__(store, names, classes)
+        self._file = tempfile.TemporaryFile()  # noqa: SIM115 - closed by __exit__
+        self._images = _JsonList(self._file, b'{"images": [\n')
+        self._open_results()
         self._part = 0
+
+    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
+        """Close the temporary file."""
+        self._file.close()
+        super().__exit__(kind, error, traceback)
 
     def add_image(self, image: LabelledImage) -> None:
         """Add the boxes of an image; a file of results is written when it has about 64 MB."""
@@ -219,7 +241,7 @@ class CocoTree(Tree):
         self._images.add(coco_image(image, number, self.names))
         for box in coco_boxes(image, number):
             self._results.add(box)
-        if self._results.size >= FILE_BYTES:
+        if self._buffer.tell() >= FILE_BYTES:
             self._put_results()
 
     def add_end(self) -> None:
@@ -227,40 +249,49 @@ class CocoTree(Tree):
         if self._results.count or not self._part:
             self._put_results()
         categories = _line(coco_categories(self.categories))
-        self.put("images.json", self._images.ended(b'\n], "annotations": [], "categories": ' + categories + b"}\n"))
+        self._images.end(b'\n], "annotations": [], "categories": ' + categories + b"}\n")
+        self._file.seek(0)
+        self.put_file("images.json", self._file)
+
+    def _open_results(self) -> None:
+        self._buffer = io.BytesIO()  # ready to be put: a list of lines takes twice the memory, and joining it more
+        self._results = _JsonList(self._buffer, b"[\n")
 
     def _put_results(self) -> None:
-        self.put(f"results-{self._part:05d}.json", self._results.ended(b"\n]\n"))
-        self._results = _JsonList(b"[\n")
+        self._results.end(b"\n]\n")
+        self.put(f"results-{self._part:05d}.json", self._buffer.getvalue())
+        self._open_results()
         self._part += 1
 
 
 class _JsonList:
-    """A JSON list as bytes ready to be put: a list of lines takes twice the memory, and joining it more."""
+    """A JSON list that is written to a file, one line for each entry."""
 
-    def __init__(self, start: bytes) -> None:
+    def __init__(self, sink: IO[bytes], start: bytes) -> None:
         self.count = 0
-        self._sink = io.BytesIO()
+        self._sink = sink
         self._sink.write(start)
-
-    @property
-    def size(self) -> int:
-        return self._sink.tell()
 
     def add(self, entry: object) -> None:
         self._sink.write((b",\n" if self.count else b"") + _line(entry))
         self.count += 1
 
-    def ended(self, end: bytes) -> bytes:
+    def end(self, end: bytes) -> None:
         self._sink.write(end)
-        return self._sink.getvalue()
 
 
-TREES: Final[Mapping[str, Callable[[Store, Names], Tree]]] = {"yolo": YoloTree, "voc": VocTree, "coco": CocoTree}
+TREES: Final[Mapping[str, Callable[[Store, Names, Mapping[int, str]], Tree]]] = {
+    "yolo": YoloTree,
+    "voc": VocTree,
+    "coco": CocoTree,
+}
 """The writer class of each folder format."""
 
 PAIRED_BY_STEM: Final = ("yolo", "voc")
 """The formats that pair pictures and labels by the name without suffix."""
+
+NUMBERED_ANEW: Final = ("yolo",)
+"""The formats that number classes from 0 instead of using their ids."""
 
 
 def _json(value: object) -> bytes:

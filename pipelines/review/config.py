@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final, Literal, get_args
 
+from pipelines.exports.image_urls import check_image_urls, image_urls_option
 from pipelines.options import check_options, group, option
-from pipelines.store import S3, StoreOptions, check_no_secret, join_uri, split_uri, without_secrets
+from pipelines.store import S3, StoreOptions, join_uri, split_uri, without_secrets
 from pipelines.store.uris import is_utf8
 
 Choice = Literal["least-certain", "random", "per-class", "disagreement"]
@@ -38,11 +39,7 @@ class ReviewConfig:
     against: str | None = option("with disagreement: the earlier run to compare with", default=None, metavar="RUN")
     seed: int = option("random seed of random and per-class", default=0, metavar="N", at_least=0)
     classes_of: str | None = _CLASSES_OF
-    image_urls: tuple[str, ...] = option(
-        "FROM TO: in Label Studio's tasks, replace the beginning FROM of each address by TO, which browsers can open, "
-        "such as https://host/lake/ (no change)",
-        default=(), metavar="TEXT",
-    )  # fmt: skip
+    image_urls: tuple[str, ...] = image_urls_option()
     options: StoreOptions = group(StoreOptions, only=S3)
 
     def __post_init__(self) -> None:
@@ -55,14 +52,9 @@ class ReviewConfig:
             )
         if self.against is not None and self.against == self.run:
             raise ValueError(f"against: {self.against} is the run that images are chosen from. Name an earlier one.")
-        if self.image_urls and len(self.image_urls) != 2:
-            raise ValueError("image urls: give two values, the beginning of the addresses and its replacement")
-        if self.image_urls and self.to != "labelstudio":
-            raise ValueError("image urls: only Label Studio's tasks have addresses; coco-dataset has file names")
+        check_image_urls(self.image_urls, self.to)
         if not is_utf8(self.out):
             raise ValueError(f"out: the name {self.out} is not UTF-8, as the files in it are. Give another name.")
-        for text in self.image_urls:
-            check_no_secret("image urls", text, instead="It would be written into the tasks.")
         check_beside_table(self.out, self.table)
 
 

@@ -6,7 +6,6 @@ import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
-from urllib.parse import quote
 from xml.sax.saxutils import quoteattr
 
 import numpy as np
@@ -15,7 +14,9 @@ import pyarrow as pa
 from detr.classes import UNUSED_NAME, Category
 from pipelines.clock import Clock, SystemClock
 from pipelines.errors import RayDetrError, UsageError, note_incomplete
+from pipelines.exports.config import TASKS_PER_FILE
 from pipelines.exports.documents import FROM_NAME, TO_NAME, coco_boxes, label_studio_task
+from pipelines.exports.image_urls import image_url, refuse_unused
 from pipelines.exports.images import Names, common_names
 from pipelines.exports.places import require_empty
 from pipelines.models import identify_model
@@ -26,7 +27,6 @@ from pipelines.review.choice import Chooser, Chosen, Converter, Disagreement, Le
 from pipelines.review.config import ReviewConfig
 from pipelines.store import Store, StoreError, StoreOptions, open_store, without_secrets
 
-TASKS_PER_FILE: Final = 1000  # users report that larger imports of Label Studio time out
 INTERFACE_KEY: Final = "interface.xml"
 
 Json = dict[str, Any]
@@ -242,13 +242,10 @@ def write_tasks(out: Store, batch: Batch, chosen: Iterable[Chosen], config: Revi
     for place, one in enumerate(chosen):
         task = label_studio_task(one.image)
         uri = one.image.uri
-        task["data"] = {"image": _image_url(uri, config.image_urls), "uri": uri, "review": f"{batch.number}/{place}"}
+        task["data"] = {"image": image_url(uri, config.image_urls), "uri": uri, "review": f"{batch.number}/{place}"}
         tasks.append(task)
-    if config.image_urls and not any(one["data"]["uri"].startswith(config.image_urls[0]) for one in tasks):
-        raise UsageError(
-            f"--image-urls: no address of the chosen images begins with {config.image_urls[0]}; one is "
-            f"{tasks[0]['data']['uri']}."
-        )
+    if config.image_urls:
+        refuse_unused((one["data"]["uri"] for one in tasks), config.image_urls)
     parts = [tasks[first : first + TASKS_PER_FILE] for first in range(0, len(tasks), TASKS_PER_FILE)]
     names = ["tasks.json"] if len(parts) == 1 else [f"tasks-{number:03}.json" for number in range(len(parts))]
     for name, part in zip(names, parts, strict=True):
@@ -292,15 +289,6 @@ def interface(categories: Iterable[Category]) -> str:
         f'<View>\n  <Image name="{TO_NAME}" value="$image"/>\n  <RectangleLabels name="{FROM_NAME}" '
         f'toName="{TO_NAME}" canRotate="false">\n{labels}\n  </RectangleLabels>\n</View>\n'
     )
-
-
-def _image_url(uri: str, replaced: Sequence[str]) -> str:
-    if not replaced or not uri.startswith(replaced[0]):
-        return uri
-    rest = uri.removeprefix(replaced[0])
-    is_escaped = uri.startswith(("http://", "https://"))  # web addresses are encoded; keys and paths are not
-    is_url = replaced[1].startswith(("http://", "https://", "/"))
-    return replaced[1] + (quote(rest) if is_url and not is_escaped else rest)
 
 
 def _json_lines(entries: Sequence[object]) -> bytes:

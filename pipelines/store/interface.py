@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar, Literal, Protocol, runtime_checkable
+from typing import IO, ClassVar, Literal, Protocol, runtime_checkable
 
 from pipelines.options import check_options, option
 from pipelines.store.uris import check_no_secret
@@ -246,6 +246,15 @@ class Store(Protocol):
 
     def delete(self, key: str) -> None:
         """Delete the object. Succeeds if it does not exist."""
+        ...
+
+
+@runtime_checkable
+class PutsFiles(Protocol):
+    """A store that can write an object without holding its bytes in memory: local folders."""
+
+    def put_file(self, key: str, file: IO[bytes]) -> None:
+        """Write the whole object from an open file, from its position on, as `Store.put` does."""
         ...
 
 

@@ -67,6 +67,25 @@ def test_current_rows_of_several_settings_are_reported_on_standard_error(
     assert "note" not in captured.err
 
 
+def test_many_tasks_in_one_file_are_reported_and_a_folder_has_a_thousand_in_each(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    table, origin = str(tmp_path / "table"), Origin("m", 0.5, "run-1", 0, datetime(2026, 11, 22, tzinfo=UTC))
+    rows = [Row(f"s3://lake/{number:04}.jpg", width=9, height=9, detections=NOTHING) for number in range(1000)]
+    rows += [Row("s3://lake/bad.jpg", error_kind="truncated", error="cut")]
+    for number, part in enumerate((rows, [Row("s3://lake/last.jpg", width=9, height=9, detections=NOTHING)])):
+        data = encode(rows_to_table(part, origin=origin))
+        open_store(table).put(f"data/run-1/{number:05}.parquet", data)
+        main(["--table", table, "--to", "labelstudio", "--out", str(tmp_path / f"{number}.json")])
+        said = "note: 1,001 tasks in one file, which Label Studio may not import in time. Name a folder with --out: "
+        assert (said in capfd.readouterr().err) == (number == 1)
+
+    main(["--table", table, "--to", "labelstudio", "--out", str(tmp_path / "out")])
+
+    assert "note" not in capfd.readouterr().err
+    assert [len(json.loads((tmp_path / "out" / f"0000{number}.json").read_text())) for number in range(2)] == [1000, 1]
+
+
 def test_a_csv_of_several_settings_says_that_it_mixes_them(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     table = str(tmp_path / "table")
     for day, settings in enumerate(("{1}", "{2}"), 1):

@@ -16,6 +16,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from pipelines.exports.config import ExportConfig
+from pipelines.exports.export import export
 from pipelines.review.config import CorrectionsConfig, ReviewConfig
 from pipelines.review.corrected_shards import CorrectionsSummary, shard_corrections
 from pipelines.review.export import export_review
@@ -137,27 +139,45 @@ def test_label_studio_shows_what_was_found_and_its_corrections_come_back(folder:
         assert summary.other_size == ()
 
 
-@pytest.mark.skipif(DATUMARO is None, reason=f"no datumaro: {HOW}")
-@pytest.mark.slow
-def test_datumaro_reads_a_batch_and_what_it_writes_comes_back(folder: Path) -> None:
-    """CVAT imports and exports COCO with this library; CVAT itself is not run."""
+def through_datumaro(instances: Path, images: Path, out: Path) -> dict[str, list[list[Any]]]:
     assert DATUMARO is not None
-    batch, images = folder / "batch", folder / "served" / "lake"
-    config = ReviewConfig(
-        table=str(folder / "table"), out=str(batch), choice="random", count=9, to="coco-dataset", threshold=0.3
-    )
-    export_review(config)
     script = str(Path(__file__).parent / "through_datumaro.py")
-    words = [DATUMARO, script, str(batch / "instances.json"), str(images), str(folder / "through")]
+    words = [DATUMARO, script, str(instances), str(images), str(out)]
     done = subprocess.run(words, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    read = json.loads(done.stdout.splitlines()[-1])
+    read: dict[str, list[list[Any]]] = json.loads(done.stdout.splitlines()[-1])
+    return read
 
+
+def check_read(read: dict[str, list[list[Any]]]) -> None:
     assert {name: sorted(boxes) for name, boxes in read.items()} == {
         name.rpartition(".")[0]: sorted([label, pytest.approx(score), *(pytest.approx(side, abs=0.01) for side in box)]
                                         for label, score, box in found)
         for name, (_, found) in PICTURES.items()
     }  # fmt: skip
+
+
+@pytest.mark.skipif(DATUMARO is None, reason=f"no datumaro: {HOW}")
+@pytest.mark.slow
+def test_datumaro_reads_the_file_of_an_export(folder: Path) -> None:
+    """CVAT imports COCO with this library; CVAT itself is not run."""
+    export(ExportConfig(str(folder / "table"), str(folder / "instances.json"), format="coco-dataset"))
+
+    check_read(through_datumaro(folder / "instances.json", folder / "served" / "lake", folder / "through"))
+
+
+@pytest.mark.skipif(DATUMARO is None, reason=f"no datumaro: {HOW}")
+@pytest.mark.slow
+def test_datumaro_reads_a_batch_and_what_it_writes_comes_back(folder: Path) -> None:
+    """CVAT imports and exports COCO with this library; CVAT itself is not run."""
+    batch, images = folder / "batch", folder / "served" / "lake"
+    config = ReviewConfig(
+        table=str(folder / "table"), out=str(batch), choice="random", count=9, to="coco-dataset", threshold=0.3
+    )
+    export_review(config)
+    read = through_datumaro(batch / "instances.json", images, folder / "through")
+
+    check_read(read)
     written = folder / "through" / "out" / "annotations" / "instances_default.json"
     assert [one["id"] for one in json.loads(written.read_text())["categories"]] == [1, 2, 3]  # numbered anew
     archive = io.BytesIO()  # CVAT's download

@@ -49,7 +49,7 @@ def exported(table: str, out: Path, **options: object) -> list[dict[str, object]
 def test_all_rows_are_written_in_the_order_of_the_files_with_the_columns_of_all(table: str, tmp_path: Path) -> None:
     out = tmp_path / "out.parquet"
 
-    assert export(ExportConfig(table, str(out))) == ExportSummary(str(out), 3, 1, 3)
+    assert export(ExportConfig(table, str(out))) == ExportSummary(str(out), 3, 1, 3, errors=1)
 
     rows = pq.read_table(out)
     assert rows.column_names == [*SCHEMA.names, "station"]
@@ -93,7 +93,7 @@ def test_a_folder_gets_files_of_a_size_and_a_record_at_last(
     monkeypatch.setattr("pipelines.exports.places.FILE_BYTES", 100)
     monkeypatch.setattr("pipelines.exports.export.ROW_GROUP_ROWS", 2)
 
-    assert export(ExportConfig(table, str(tmp_path / "out"))) == ExportSummary(str(tmp_path / "out"), 3, 2, 3)
+    assert export(ExportConfig(table, str(tmp_path / "out"))) == ExportSummary(str(tmp_path / "out"), 3, 2, 3, errors=1)
 
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
         "00000.parquet",

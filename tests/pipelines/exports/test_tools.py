@@ -7,17 +7,20 @@ import os
 import subprocess
 import sys
 import tracemalloc
+from contextlib import nullcontext
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pyarrow as pa
 import pytest
 
+from pipelines.clock import SystemClock
 from pipelines.errors import RayDetrError, UsageError
 from pipelines.exports.config import ExportConfig
 from pipelines.exports.export import export
-from pipelines.exports.images import common_names
+from pipelines.exports.images import Names, common_names
 from pipelines.exports.trees import EqualStems
+from pipelines.marks.marks import Mark, accept_marks
 from pipelines.store import open_store
 from pipelines.table.schema import Detected, Origin, Row, encode, rows_to_table
 from tests.conftest import S3Server
@@ -27,8 +30,8 @@ NOW = datetime(2026, 11, 28, 12, 0, tzinfo=UTC)
 DOG = Detected([18], ("dog",), [0.75], [[10, 20, 60, 40]])
 
 
-def publish(table: str, run_id: str, rows: list[Row], *, days: int = 0) -> None:
-    origin = Origin("detr@1", 0.05, run_id, 0, NOW + timedelta(days=days))
+def publish(table: str, run_id: str, rows: list[Row], *, days: int = 0, model: str = "detr@1") -> None:
+    origin = Origin(model, 0.05, run_id, 0, NOW + timedelta(days=days))
     open_store(table).put(f"data/{run_id}/00000.parquet", encode(rows_to_table(rows, origin=origin)))
 
 
@@ -98,6 +101,23 @@ def test_label_studio_tasks_have_percent_and_a_score_for_each_box(table: str, tm
     }  # fmt: skip
 
 
+def test_label_studio_gets_addresses_that_it_can_open(tmp_path: Path) -> None:
+    table, urls = str(tmp_path / "table"), ("file:///data/", "/data/local-files/?d=")
+    publish(table, "run-1", [row("file:///data/lake/a b.jpg"), Row("file:///data/c.jpg", error_kind="truncated")])
+
+    tasks = json.loads(exported(table, tmp_path / "out.json", "labelstudio", image_urls=urls).read_text())
+
+    assert [task["data"] for task in tasks] == [{"image": "/data/local-files/?d=lake/a%20b.jpg"}]
+    with pytest.raises(
+        UsageError, match=r"no address of the chosen images begins with s3://; one is file:///data/lake"
+    ):
+        exported(table, tmp_path / "folder", "labelstudio", image_urls=("s3://", "/"))
+    assert not (tmp_path / "folder").exists()
+    for kind in ("csv", "coco-dataset", "yolo", "iceberg"):
+        with pytest.raises(ValueError, match=f"only Label Studio's tasks have addresses .* omit the option for {kind}"):
+            ExportConfig(table, "out.name", format=kind, image_urls=urls)  # type: ignore[arg-type]
+
+
 def test_yolo_has_a_file_an_image_in_folders_as_the_pictures_are(table: str, tmp_path: Path) -> None:
     out = exported(table, tmp_path / "out", "yolo")
 
@@ -108,6 +128,22 @@ def test_yolo_has_a_file_an_image_in_folders_as_the_pictures_are(table: str, tmp
     assert (out / "predictions/a.txt").read_text() == "0 0.350000000 0.600000000 0.500000000 0.400000000 0.750000\n"
     assert '"dog"' in (out / "data.yaml").read_text()
     assert json.loads((out / "_export.json").read_text())["files"] == 5
+
+
+def test_yolo_numbers_classes_by_their_ids_whatever_the_order_of_the_images(tmp_path: Path) -> None:
+    def written(name: str) -> tuple[str, dict[str, str]]:
+        out = exported(table, tmp_path / name, "yolo")
+        lines = {path.name: path.read_text().split(" ")[0] for path in (out / "labels").iterdir()}
+        return (out / "data.yaml").read_text().splitlines()[-1], lines
+
+    table, cat = str(tmp_path / "table"), row("s3://lake/x/cat.jpg", Detected([3], ("cat",), [0.5], [[0, 0, 9, 9]]))
+    publish(table, "run-1", [row("s3://lake/x/dog.jpg"), cat])
+    expected = ('names: ["cat", "dog"]', {"cat.txt": "0", "dog.txt": "1"})
+    assert written("first") == expected
+    publish(table, "run-2", [cat, row("s3://lake/x/dog.jpg")], days=1)
+    assert written("second") == expected
+    accept_marks(open_store(table), [Mark("s3://lake/x/", 0, "cat", (0, 0, 0.09, 0.18), 0.85, 20)], SystemClock())
+    assert written("marked") == (expected[0], {"cat.txt": "", "dog.txt": "1"})
 
 
 def test_voc_counts_pixels_from_one_to_the_last_one_inside(table: str, tmp_path: Path) -> None:
@@ -150,6 +186,31 @@ def test_a_picture_that_could_not_be_read_does_not_take_the_name_of_another(tabl
     publish(table, "run-3", [Row("s3://lake/x/a.heic", error_kind="unsupported", error="HEIC")])
 
     assert "labels/a.txt" in files(exported(table, tmp_path / "out", "yolo"))
+
+
+@pytest.mark.parametrize("kind", ["coco-dataset", "coco", "yolo", "voc"])
+def test_rows_that_are_not_written_do_not_change_the_names_of_pictures(table: str, kind: str, tmp_path: Path) -> None:
+    def written(name: str, **options: object) -> dict[str, str]:
+        out = exported(table, tmp_path / (f"{name}.json" if kind == "coco-dataset" else name), kind, **options)
+        found = [out] if out.is_file() else [out / file for file in files(out)]
+        return {str(path.relative_to(out)): path.read_text() for path in found if path.name != "_export.json"}
+
+    before = written("before")
+    assert "lake" not in str(before).replace("s3://lake/x/", "")
+    publish(table, "run-3", [Row("s3://lak/x/c.jpg", error_kind="missing", error="no bucket")], days=2)
+    assert written("error") == before
+    publish(table, "run-4", [row("file:///tmp/trial.jpg")], days=3, model="other@2")
+    assert written("model", model="detr@1") == before
+
+
+def test_megadetector_names_its_failures_and_all_other_pictures_by_one_folder(table: str, tmp_path: Path) -> None:
+    publish(table, "run-3", [Row("s3://lak/x/c.jpg", error_kind="missing", error="no bucket")], days=2)
+
+    data = json.loads(exported(table, tmp_path / "out.json", "megadetector").read_text())
+
+    assert [one["file"] for one in data["images"]] == [
+        "lake/x/sub/b.jpg", "lake/x/a.jpg", "lake/x/c.jpg", "lak/x/c.jpg",
+    ]  # fmt: skip
 
 
 def test_a_class_number_with_two_names_is_refused(table: str, tmp_path: Path) -> None:
@@ -237,17 +298,67 @@ def test_ten_million_boxes_are_exported_with_less_than_500_mb(tmp_path: Path) ->
     assert done.stdout.count("\n| ") == 1 + 9  # a head, and a line for each format
 
 
-@pytest.mark.parametrize(("more", "found"), [("s3://lake/7.png", True), ("s3://lake/7.jpg", False)])
-def test_equal_names_are_looked_for_with_a_few_bytes_for_each_row(more: str, found: bool) -> None:
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["coco", "coco-dataset", "yolo", "voc", "labelstudio", "megadetector"])
+def test_of_many_images_with_one_box_nothing_is_kept_while_they_are_written(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in ("places", "trees"):
+        monkeypatch.setattr(f"pipelines.exports.{module}.FILE_BYTES", 10_000)
+
+    def held_at_the_end(images: int) -> int:
+        table, held = str(tmp_path / f"table-{images}"), [0]
+        for first in range(0, images, 250):
+            publish(table, f"run-{first}", [row(f"s3://lake/x/{first + number:08}.jpg") for number in range(250)])
+        config = ExportConfig(table, str(tmp_path / f"out-{images}"), format=kind)  # type: ignore[arg-type]
+        tracemalloc.start()
+        try:
+            export(config, show=lambda _rows, _total: held.append(tracemalloc.get_traced_memory()[0]))
+        finally:
+            tracemalloc.stop()
+        return held[-1]
+
+    held_at_the_end(250)  # imports
+    assert (held_at_the_end(3_000) - held_at_the_end(500)) / 2_500 < 20
+
+
+@pytest.mark.parametrize(("more", "are_refused"), [("s3://lake/7.png", True), ("s3://lake/8a.png", False)])
+def test_equal_names_are_looked_for_with_a_few_bytes_for_each_image(more: str, are_refused: bool) -> None:
     uris = [f"s3://lake/{number}.jpg" for number in range(20_000)]
+    columns = [pa.chunked_array([part]) for part in (uris[:10_000], uris[10_000:], [more])]
     stems = EqualStems()
     tracemalloc.start()
     try:
-        for _ in stems.watch(pa.chunked_array([part]) for part in (uris[:10_000], uris[10_000:], [more])):
+        for _ in stems.watch(columns):
             pass
         held, _ = tracemalloc.get_traced_memory()
+        assert len(stems.repeated()) == are_refused
     finally:
         tracemalloc.stop()
 
-    assert stems.are_possible() == found
-    assert held < 40 * len(uris)
+    assert held < 16 * len(uris)
+    with (
+        pytest.raises(
+            UsageError, match=r"s3://lake/7\.jpg and s3://lake/7\.png have the same name without suffix, 7, by"
+        )
+        if are_refused
+        else nullcontext()
+    ):
+        stems.refuse(columns, Names("s3://lake/"))
+
+
+def test_a_table_of_errors_only_is_a_folder_without_labels(tmp_path: Path) -> None:
+    publish(str(tmp_path / "table"), "run-1", [Row("s3://lake/x/c.jpg", error_kind="denied")])
+
+    assert files(exported(str(tmp_path / "table"), tmp_path / "out", "yolo")) == ["_export.json", "data.yaml"]
+
+
+def test_images_of_coco_results_are_the_same_in_a_folder_and_in_a_bucket(
+    table: str, tmp_path: Path, moto: S3Server
+) -> None:
+    out = f"{moto.bucket()}/out"
+    export(ExportConfig(table, out, format="coco", options=moto.options()))
+    local = (exported(table, tmp_path / "out", "coco") / "images.json").read_bytes()
+
+    assert [image["file_name"] for image in json.loads(local)["images"]] == ["sub/b.jpg", "a.jpg"]
+    assert open_store(out, moto.options()).get("images.json").data == local

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import logging
 import os
 import socket
@@ -27,6 +28,7 @@ from pipelines.store import (
     open_store,
     open_unflushed,
 )
+from pipelines.store.local import LocalStore
 
 
 def keys_below(folder: Path) -> list[str]:
@@ -300,3 +302,22 @@ def test_stores_reads_any_path(tmp_path: Path) -> None:
 
     assert Stores().get(str(tmp_path / "a b.jpg")).data == b"1"
     assert Stores().get(f"file://{tmp_path}/a b.jpg").data == b"1"
+
+
+def test_a_file_is_written_from_another_from_its_position_on_and_whole_or_not_at_all(tmp_path: Path) -> None:
+    data = b"head" + bytes(range(256)) * 10_000  # more than one read
+
+    class Torn(io.BytesIO):
+        def read(self, size: int | None = -1, /) -> bytes:
+            if self.tell():
+                raise OSError(errno.EIO, "the disk is broken")
+            return super().read(size)
+
+    store, file = LocalStore(str(tmp_path)), io.BytesIO(data)
+    file.seek(4)
+    store.put_file("sub/a", file)
+    with pytest.raises(StoreError):
+        store.put_file("sub/b", Torn(data))
+
+    assert store.get("sub/a").data == data[4:]
+    assert [path.name for path in (tmp_path / "sub").iterdir()] == ["a"]
