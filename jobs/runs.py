@@ -1,6 +1,6 @@
 """List, verify or abandon the runs of a detection table.
 
-ray-detr runs --table s3://lake/detections
+ray-detr runs --table s3://lake/detections --last 7
 ray-detr runs --table s3://lake/detections --verify --max-minutes 30
 ray-detr runs --table s3://lake/detections --watch
 ray-detr runs --table s3://lake/detections --abandon
@@ -12,11 +12,11 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from jobs.exits import run_process
-from jobs.options import add_options, make_config, minutes
+from jobs.options import add_options, count, make_config, minutes
 from jobs.parser import CommandParser
 from pipelines.store import S3, StoreOptions
 
@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from pipelines.labelling.run_summaries import RunSummary
     from pipelines.labelling.verify import Verification
     from pipelines.store import Store
+
+LISTED = 20  # runs that are listed for people; a table of nightly runs has a thousand after three years
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -58,11 +60,17 @@ def main(argv: Sequence[str] | None = None) -> None:
         metavar="N",
         help="stop verifying after N minutes; the next --verify with --max-minutes continues from there (verify all)",
     )
+    parser.add_argument(
+        "--last", type=count, metavar="N", help=f"list only the newest N runs ({LISTED}; all with --json)"
+    )
     add_options(parser, StoreOptions, only=S3)
     parser.add_argument("--json", action="store_true", help="print one JSON document instead of lines")
     args = parser.parse_args(argv)
     if args.max_minutes is not None and args.verify is None:
         parser.error("--max-minutes needs --verify.")
+    if args.last is not None and not (args.verify is None and args.abandon is None):
+        parser.error("--last is for the list of runs, which --verify and --abandon do not print.")
+    last = LISTED if args.last is None and not args.json else args.last
 
     from pipelines.errors import RayDetrError
     from pipelines.store import StoreError, open_store, without_secrets
@@ -77,32 +85,32 @@ def main(argv: Sequence[str] | None = None) -> None:
             verify(table, args.verify or None, args.max_minutes, as_json=args.json)
         elif args.watch:
             watch(table)
-            show(table, as_json=args.json)
+            show(table, last, as_json=args.json)
         elif args.abandon is not None:
             abandon(table, args.abandon or None, as_json=args.json)
         else:
-            show(table, as_json=args.json)
+            show(table, last, as_json=args.json)
     except StoreError as error:
         raise RayDetrError(f"table {without_secrets(args.table)}: {error}") from error
 
 
-def show(table: "Store", *, as_json: bool) -> None:
-    """Print the runs and the process that is writing the table."""
+def show(table: "Store", last: int | None, *, as_json: bool) -> None:
+    """Print the newest `last` runs, or all, and the process that is writing the table."""
     from pipelines.clock import SystemClock
     from pipelines.labelling.lease import current_holder, this_process
-    from pipelines.labelling.run_summaries import summarise_runs
+    from pipelines.labelling.run_summaries import summarise_last_runs, summarise_runs
 
     now = SystemClock().now()
     holder = current_holder(table, this_process(), now)
-    runs = list(summarise_runs(table))
+    runs, older = (list(summarise_runs(table)), 0) if last is None else summarise_last_runs(table, last)
     if not runs and holder is None:
         _check_is_table(table)
     if as_json:
         held_by = None if holder is None else asdict(holder)
-        record = {"table": table.uri, "holder": held_by, "runs": [asdict(one) for one in runs]}
+        record = {"table": table.uri, "holder": held_by, "older_runs": older, "runs": [asdict(one) for one in runs]}
         print(json.dumps(record, indent=2, default=datetime.isoformat))
     else:
-        print(report(table.uri, runs, holder, now))
+        print(report(table.uri, runs, holder, now, older=older))
 
 
 def watch(table: "Store") -> None:
@@ -191,9 +199,12 @@ def abandon_message(table: str, run_id: str | None, done: "Abandoned | None") ->
     )
 
 
-def report(table: str, runs: "Sequence[RunSummary]", holder: "Holder | None", now: datetime) -> str:
-    """Return the list of runs as text."""
-    lines = [f"table {table}: {len(runs):,} run{'' if len(runs) == 1 else 's'}, {_writer(holder, now)}"]
+def report(table: str, runs: "Sequence[RunSummary]", holder: "Holder | None", now: datetime, *, older: int = 0) -> str:
+    """Return the list of runs as text; `older` runs of the table are not among them."""
+    total = len(runs) + older
+    lines = [f"table {table}: {total:,} run{'' if total == 1 else 's'}, {_writer(holder, now)}"]
+    if older:
+        lines.append(f"{older:,} older run{' is' if older == 1 else 's are'} not listed; --last {total} lists all")
     for one in runs:
         ended = f" to {_time(one.ended_at)}" if one.ended_at is not None else ""
         errors = sum(one.errors.values())
@@ -233,7 +244,7 @@ def _writer(holder: "Holder | None", now: datetime) -> str:
 
 
 def _time(at: datetime) -> str:
-    return f"{at:%Y-%m-%d %H:%M:%S}"
+    return f"{at.astimezone(UTC):%Y-%m-%d %H:%M:%S} UTC"
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
@@ -12,7 +12,17 @@ from pipelines.concurrently import map_concurrently
 from pipelines.errors import RayDetrError
 from pipelines.labelling.manifest import list_segments, read_complete, read_manifest, read_segment
 from pipelines.labelling.publish import THREADS, footer_totals, is_sealed_file, read_done
-from pipelines.labelling.run import End, Run, State, list_runs, map_runs_backwards, read_end, read_state, run_key
+from pipelines.labelling.run import (
+    End,
+    Run,
+    State,
+    map_runs_backwards,
+    read_end,
+    read_numbered,
+    read_state,
+    run_key,
+    run_numbers,
+)
 from pipelines.parquet_files import open_listed
 from pipelines.store import NotFound, Store, join_uri
 from pipelines.strict_json import record_of
@@ -60,8 +70,25 @@ def summarise_runs(table: Store, *, threads: int = THREADS) -> Iterator[RunSumma
         RayDetrError: a record or a file is damaged.
         StoreError: the store refused.
     """
+    yield from _summarise(table, run_numbers(table), threads)
 
-    def summarise(run: Run) -> RunSummary | None:
+
+def summarise_last_runs(table: Store, count: int, *, threads: int = THREADS) -> tuple[list[RunSummary], int]:
+    """Return summaries of the newest `count` runs, oldest first as in `summarise_runs`, and the number of older runs.
+
+    Reads nothing of the older ones.
+    """
+    older, found = list(run_numbers(table)), list[RunSummary]()
+    while older and len(found) < count:  # again, if ended runs without images were skipped
+        first = max(0, len(older) - (count - len(found)))
+        older, chosen = older[:first], older[first:]
+        found = [*_summarise(table, chosen, threads), *found]
+    return found, len(older)
+
+
+def _summarise(table: Store, numbers: Iterable[int], threads: int) -> Iterator[RunSummary]:
+    def summarise(number: int) -> RunSummary | None:
+        run = read_numbered(table, number)
         end = read_end(table, run.run_id)
         state = end.state if end is not None else read_state(table, run.run_id)
         totals = _totals(table, run, end, threads)
@@ -81,7 +108,7 @@ def summarise_runs(table: Store, *, threads: int = THREADS) -> Iterator[RunSumma
             settings=run.settings,
         )
 
-    summaries = map_concurrently(summarise, list_runs(table, threads=threads), threads=threads)
+    summaries = map_concurrently(summarise, numbers, threads=threads)
     yield from (summary for summary in summaries if summary is not None)
 
 

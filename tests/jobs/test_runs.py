@@ -74,9 +74,9 @@ def test_each_run_has_its_lines_oldest_first(labelled: Store, capfd: pytest.Capt
 
     assert capfd.readouterr().out.splitlines() == [
         f"table {labelled.uri}: 2 runs, no process is writing it",
-        f"night-1  finished  2026-11-22 18:15:03 to 2026-11-22 18:15:03  detr@1  {FP32}",
+        f"night-1  finished  2026-11-22 18:15:03 UTC to 2026-11-22 18:15:03 UTC  detr@1  {FP32}",
         "  3 of 3 planned images are published, 2 detections, 1 error: truncated 1",
-        f"night-2  labelling  2026-11-22 18:15:03  detr@1  {FP32}",
+        f"night-2  labelling  2026-11-22 18:15:03 UTC  detr@1  {FP32}",
         "  3 of 3 planned images are published, 2 detections, 1 error: truncated 1",
     ]
 
@@ -106,6 +106,38 @@ def test_json_is_one_document_of_the_same(labelled: Store, capfd: pytest.Capture
         "settings": FP32,
     }
     assert (record["runs"][1]["run_id"], record["runs"][1]["ended_at"]) == ("night-2", None)
+
+
+def test_the_newest_twenty_runs_are_listed_and_nothing_is_read_of_the_others(
+    table: Store, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in range(1, 26):
+        start(table, f"night-{number:02d}")
+        finish(table, f"night-{number:02d}")
+    got: list[str] = []
+    get = type(table).get
+    monkeypatch.setattr(type(table), "get", lambda self, key, **more: got.append(key) or get(self, key, **more))
+
+    main(["--table", table.uri])
+    lines = capfd.readouterr().out.splitlines()
+    assert lines[:2] == [
+        f"table {table.uri}: 25 runs, no process is writing it",
+        "5 older runs are not listed; --last 25 lists all",
+    ]
+    assert [line.split()[0] for line in lines[2::2]] == [f"night-{number:02d}" for number in range(6, 26)]
+    assert not [key for key in got if "0000005" in key or "night-05" in key]
+    assert len(got) == 41  # two for each run that is listed, and the lease
+
+    main(["--table", table.uri, "--last", "25"])
+    lines = capfd.readouterr().out.splitlines()
+    assert len(lines) == 51
+    assert "older" not in lines[1]
+    main(["--table", table.uri, "--json"])
+    record = json.loads(capfd.readouterr().out)
+    assert (record["older_runs"], len(record["runs"])) == (0, 25)
+    main(["--table", table.uri, "--json", "--last", "1"])
+    record = json.loads(capfd.readouterr().out)
+    assert (record["older_runs"], [run["run_id"] for run in record["runs"]]) == (24, ["night-25"])
 
 
 def test_a_damaged_record_stops_it_with_a_sentence(labelled: Store) -> None:
@@ -223,6 +255,8 @@ def test_a_run_that_is_being_written_is_not_abandoned_and_the_exit_code_is_4(
     [
         (["--max-minutes", "3"], "--max-minutes needs --verify"),
         (["--verify", "--max-minutes", "0"], "0 is not a number of minutes above 0"),
+        (["--last", "0"], "0 is less than 1"),
+        (["--last", "3", "--abandon"], "--last is for the list of runs"),
         (["--verify", "--abandon"], "not allowed with argument --verify"),
     ],
 )
