@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from pipelines.labelling.lease import Holder
     from pipelines.labelling.run_summaries import RunSummary
     from pipelines.labelling.verify import Verification
+    from pipelines.labelling.watch import Watched
     from pipelines.store import Store
 
 LISTED = 20  # runs that are listed for people; a table of nightly runs has a thousand after three years
@@ -52,7 +53,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     one.add_argument(
         "--watch",
         action="store_true",
-        help="show how far the unfinished run is, whichever process works on it, until it ends",
+        help="show how far the unfinished or next run is, whichever process works on it, until it ends; exit code 1 if "
+        "no process works on it any more and it has not finished",
     )
     parser.add_argument(
         "--max-minutes",
@@ -84,8 +86,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         if args.verify is not None:
             verify(table, args.verify or None, args.max_minutes, as_json=args.json)
         elif args.watch:
-            watch(table)
-            show(table, last, as_json=args.json)
+            watch(table, last, as_json=args.json)
         elif args.abandon is not None:
             abandon(table, args.abandon or None, as_json=args.json)
         else:
@@ -94,7 +95,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise RayDetrError(f"table {without_secrets(args.table)}: {error}") from error
 
 
-def show(table: "Store", last: int | None, *, as_json: bool) -> None:
+def show(table: "Store", last: int | None, *, as_json: bool, must_exist: bool = True) -> None:
     """Print the newest `last` runs, or all, and the process that is writing the table."""
     from pipelines.clock import SystemClock
     from pipelines.labelling.lease import current_holder, this_process
@@ -103,7 +104,7 @@ def show(table: "Store", last: int | None, *, as_json: bool) -> None:
     now = SystemClock().now()
     holder = current_holder(table, this_process(), now)
     runs, older = (list(summarise_runs(table)), 0) if last is None else summarise_last_runs(table, last)
-    if not runs and holder is None:
+    if must_exist and not runs and holder is None:
         _check_is_table(table)
     if as_json:
         held_by = None if holder is None else asdict(holder)
@@ -113,22 +114,38 @@ def show(table: "Store", last: int | None, *, as_json: bool) -> None:
         print(report(table.uri, runs, holder, now, older=older))
 
 
-def watch(table: "Store") -> None:
-    """Show the progress of the unfinished run until it ends; return immediately if no run is unfinished."""
+def watch(table: "Store", last: int | None, *, as_json: bool) -> None:
+    """Show the progress of the table's run until it ends, then print how it ended and the newest `last` runs.
+
+    Returns immediately if no run is unfinished and no process is writing the table.
+
+    Raises:
+        RayDetrError: the run was sealed, or is unfinished and no process works on it.
+    """
     from jobs.progress import Drawing, line, shown
+    from pipelines.clock import SystemClock
+    from pipelines.errors import RayDetrError
+    from pipelines.labelling.lease import current_holder, this_process
     from pipelines.labelling.progress import Progress
     from pipelines.labelling.watch import watch_run
 
     drawing: Drawing[Progress] = Drawing(
-        is_running=lambda _: True,
+        is_running=lambda progress: progress.stage == "label",
         # parts are not read, so the number of errors is unknown
         line=lambda progress: line(progress, time.monotonic() - progress.began).replace("  0 errors", "", 1),
         done=lambda progress: (progress.images, progress.images_planned),
     )
-    _check_is_table(table)
+    here, clock = this_process(), SystemClock()
+    if current_holder(table, here, clock.now()) is None:
+        _check_is_table(table)  # a process that writes a new table may not have begun its first run yet
     with shown(sys.stderr, drawing) as on_progress:
-        for progress in watch_run(table, sleep=time.sleep):
-            on_progress(progress)
+        watched = watch_run(table, here=here, clock=clock, show=on_progress)
+    is_well = watched.run is None or (watched.end is not None and watched.end.state == "finished")
+    if is_well:
+        print(watch_result(table.uri, watched), file=sys.stderr if as_json else sys.stdout)
+    show(table, last, as_json=as_json, must_exist=False)
+    if not is_well:
+        raise RayDetrError(watch_result(table.uri, watched))
 
 
 def verify(table: "Store", run_id: str | None, max_minutes: float | None, *, as_json: bool) -> None:
@@ -197,6 +214,26 @@ def abandon_message(table: str, run_id: str | None, done: "Abandoned | None") ->
         f"abandoned: run {done.run_id} of table {table} is sealed. Published rows stay, the other images are "
         "labelled by the next run"
     )
+
+
+def watch_result(table: str, watched: "Watched") -> str:
+    """Return in one line how a watched run ended."""
+    run, end, holder = watched.run, watched.end, watched.holder
+    if run is None:
+        if holder is None:
+            return f"no run of table {table} is unfinished, and no process is writing it"
+        return (
+            f"host {holder.process.host}, pid {holder.process.pid} has ended without beginning a run of table {table}: "
+            "it had nothing to label or failed, which its own output says"
+        )
+    if end is None:
+        return f"no process works on run {run.run_id} of table {table}, which is unfinished. Its command resumes it."
+    if end.state == "sealed":
+        return (
+            f"run {run.run_id} of table {table} was sealed at {_time(end.ended_at)}. Published rows stay, the other "
+            "images are labelled by the next run."
+        )
+    return f"run {run.run_id} finished at {_time(end.ended_at)}"
 
 
 def report(table: str, runs: "Sequence[RunSummary]", holder: "Holder | None", now: datetime, *, older: int = 0) -> str:

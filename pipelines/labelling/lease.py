@@ -111,6 +111,17 @@ def current_holder(table: Store, here: Process, now: datetime) -> Holder | None:
     return None if is_free(holder, here, now) else holder
 
 
+def keeps_lease(table: Store) -> bool:
+    """Return whether processes that write a table hold its lease: a folder's always do, others if there is a record.
+
+    A store that cannot replace an object conditionally has no record. Elsewhere a table with a run has one.
+
+    Raises:
+        StoreError: the store refused.
+    """
+    return isinstance(table, LocalStore) or next(iter(table.list(LEASE_KEY)), None) is not None
+
+
 def acquire(table: Store, here: Process, *, token: str, now: datetime) -> Lease:
     """Take the lease of a table in an object store.
 

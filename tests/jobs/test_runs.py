@@ -3,26 +3,32 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+import os
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
+from socket import gethostname
 
 import pytest
 
 from jobs.exits import run as run_command
 from jobs.runs import main
 from pipelines.errors import RayDetrError, UsageError
-from pipelines.labelling.lease import holding
+from pipelines.labelling.lease import holding, this_process
 from pipelines.labelling.manifest import read_shard
 from pipelines.labelling.plan import write_plan
+from pipelines.labelling.progress import Progress
 from pipelines.labelling.publish import commit_part, publish_group
 from pipelines.labelling.run import Run, RunRequest, finish_run
-from pipelines.labelling.watch import watch_run
+from pipelines.labelling.seal import seal_run
+from pipelines.labelling.watch import Watched, watch_run
 from pipelines.lake.lake_object import LakeObject
 from pipelines.lake.listing import Listing
-from pipelines.store import Store, open_store
+from pipelines.store import Store, memory_store, open_store
 from pipelines.table.schema import NO_COLUMNS, Detected, Origin, Row, rows_to_table
 from tests.pipelines.labelling.runs import start_run
+from tests.simulation.world import Clock
 
 FP32 = '{"precision":"fp32"}'
 NOW = datetime(2026, 11, 22, 18, 15, 3, tzinfo=UTC)
@@ -276,21 +282,133 @@ def test_a_table_that_is_not_there_is_refused(tmp_path: Path, more: list[str]) -
         main(["--table", str(tmp_path / "typo"), *more])
 
 
+class Acting(Clock):
+    """A clock, at each of whose sleeps another process does the next of these things."""
+
+    def __init__(self, *actions: Callable[[], object]) -> None:
+        super().__init__((datetime.now(UTC) - Clock().now()).total_seconds())
+        self.actions = list(actions)
+
+    def sleep(self, seconds: float) -> None:
+        super().sleep(seconds)
+        self.actions.pop(0)()
+
+
+@contextmanager
+def writing(table: Store) -> Iterator[None]:
+    """Hold the table's lease."""
+    with holding(table, can_swap=True, token="a", wait_seconds=0.0, say=lambda _: None):
+        yield
+
+
+def watched(table: Store, *actions: Callable[[], object]) -> tuple[Watched, list[Progress]]:
+    shown: list[Progress] = []
+    return watch_run(table, here=this_process(), clock=Acting(*actions), show=shown.append), shown
+
+
 def test_a_run_of_another_process_is_watched_until_it_ends(table: Store, capsys: pytest.CaptureFixture[str]) -> None:
-    run = start(table, "night")
-    looks: list[tuple[int, int, bool]] = []
+    with writing(table):
+        run = start(table, "night")
+        found, shown = watched(table, lambda: label(table, run), lambda: finish(table, "night"))
 
-    def work(_: float) -> None:
-        """What the other process does between two looks."""
-        if len(looks) == 1:
-            label(table, run)
-        if len(looks) == 2:
-            finish(table, "night")
-
-    for progress in watch_run(table, sleep=work):
-        looks.append((progress.images, progress.images_planned, progress.is_planned))  # noqa: PERF401 - `work` reads it
-
-    assert looks == [(0, 0, False), (3, 3, True)]
+    assert [(one.images, one.images_planned, one.is_planned) for one in shown] == [(0, 0, False), (3, 3, True)]
+    assert (found.run, found.end is not None and found.end.state) == (run, "finished")
 
     main(["--table", table.uri, "--watch"])  # has ended
-    assert "night  finished" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert out.startswith(f"no run of table {table.uri} is unfinished, and no process is writing it\n")
+    assert "night  finished" in out
+
+
+def test_a_watch_says_how_the_run_ended_and_its_exit_code(
+    table: Store, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def at_the_next_poll(action: Callable[[], object]) -> None:
+        monkeypatch.setattr("pipelines.clock.SystemClock.sleep", lambda *_: action())
+
+    with writing(table):
+        start(table, "night-1")
+        at_the_next_poll(lambda: finish(table, "night-1"))
+        main(["--table", table.uri, "--watch", "--json"])
+        ended = capsys.readouterr()
+        assert "run night-1 finished at 2026-11-22 18:15:03 UTC\n" in ended.err
+        assert json.loads(ended.out)["runs"][0]["state"] == "finished"
+
+        run = start(table, "night-2")
+        label(table, run)
+        at_the_next_poll(lambda: seal_run(table, run, now=NOW))
+        with pytest.raises(
+            RayDetrError, match=r"^run night-2 of table .* was sealed at 2026-11-22 18:15:03 UTC\. Publ"
+        ):
+            main(["--table", table.uri, "--watch"])
+    assert "night-2  sealed" in capsys.readouterr().out
+
+
+def test_a_run_that_no_process_works_on_ends_the_watch_with_1(table: Store, capsys: pytest.CaptureFixture[str]) -> None:
+    run = start(table, "night")
+    found, shown = watched(table, lambda: None)
+    assert (found, len(shown)) == (Watched(run, None, None), 1)
+
+    with ExitStack() as successor:  # takes the lease over between two polls
+
+        def leave() -> None:
+            successor.close()
+            finish(table, "night")
+
+        found, shown = watched(table, lambda: successor.enter_context(writing(table)), lambda: None, leave)
+    assert found.end is not None
+    assert len(shown) == 3
+
+
+def test_what_a_dead_run_is_told_by_names_what_to_do(
+    table: Store, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipelines.labelling.watch.POLL_SECONDS", 0.0)
+    start(table, "night")
+
+    with pytest.raises(SystemExit) as left:
+        run_command(main, ["--table", table.uri, "--watch"])
+
+    out, err = capsys.readouterr()
+    assert left.value.code == 1
+    assert f"error: no process works on run night of table {table.uri}, which is unfinished. Its command" in err
+    assert "night  planning" in out
+
+
+@pytest.mark.parametrize("is_first_night", [True, False])
+def test_a_process_that_has_not_begun_its_run_is_waited_for(table: Store, is_first_night: bool) -> None:
+    if not is_first_night:
+        start(table, "night-1")
+        finish(table, "night-1")
+
+    def begin_and_end() -> None:
+        start(table, "night-2")
+        finish(table, "night-2")
+
+    with writing(table):
+        found, shown = watched(table, lambda: None, begin_and_end)  # between two polls
+        assert found.run is not None
+        assert (found.run.run_id, found.end is not None and found.end.state) == ("night-2", "finished")
+        assert {one.stage for one in shown} == {f"host {gethostname()}, pid {os.getpid()} has not begun a run yet"}
+        assert len(shown) == 2
+
+
+def test_a_process_that_ends_without_a_run_ends_the_watch(
+    table: Store, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with ExitStack() as process:
+        process.enter_context(writing(table))
+        monkeypatch.setattr("pipelines.clock.SystemClock.sleep", lambda *_: process.close())
+        main(["--table", table.uri, "--watch"])
+
+    assert f"pid {os.getpid()} has ended without beginning a run of table" in capsys.readouterr().out
+
+
+def test_without_a_lease_a_run_is_watched_as_long_as_it_may_have_a_process() -> None:
+    table = memory_store()  # as a store that cannot keep one
+    run = start(table, "night")
+
+    found, shown = watched(table, *[lambda: None] * 360, lambda: label(table, run), *[lambda: None] * 800)
+
+    assert (found.run, found.end) == (run, None)
+    assert len(shown) == 361 + 720
