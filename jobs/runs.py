@@ -22,6 +22,7 @@ from pipelines.store import S3, StoreOptions
 
 if TYPE_CHECKING:
     from pipelines.labelling.abandon import Abandoned
+    from pipelines.labelling.attempts import Attempt, Spent
     from pipelines.labelling.lease import Holder
     from pipelines.labelling.run_summaries import RunSummary
     from pipelines.labelling.verify import Verification
@@ -98,11 +99,12 @@ def main(argv: Sequence[str] | None = None) -> None:
 def show(table: "Store", last: int | None, *, as_json: bool, must_exist: bool = True) -> None:
     """Print the newest `last` runs, or all, and the process that is writing the table."""
     from pipelines.clock import SystemClock
-    from pipelines.labelling.lease import current_holder, this_process
+    from pipelines.labelling.lease import is_free, last_holder, this_process
     from pipelines.labelling.run_summaries import summarise_last_runs, summarise_runs
 
     now = SystemClock().now()
-    holder = current_holder(table, this_process(), now)
+    last_process = last_holder(table)
+    holder = None if last_process is None or is_free(last_process, this_process(), now) else last_process
     runs, older = (list(summarise_runs(table)), 0) if last is None else summarise_last_runs(table, last)
     if must_exist and not runs and holder is None:
         _check_is_table(table)
@@ -111,7 +113,7 @@ def show(table: "Store", last: int | None, *, as_json: bool, must_exist: bool = 
         record = {"table": table.uri, "holder": held_by, "older_runs": older, "runs": [asdict(one) for one in runs]}
         print(json.dumps(record, indent=2, default=datetime.isoformat))
     else:
-        print(report(table.uri, runs, holder, now, older=older))
+        print(report(table.uri, runs, holder, now, older=older, last_process=last_process))
 
 
 def watch(table: "Store", last: int | None, *, as_json: bool) -> None:
@@ -227,7 +229,11 @@ def watch_result(table: str, watched: "Watched") -> str:
             "it had nothing to label or failed, which its own output says"
         )
     if end is None:
-        return f"no process works on run {run.run_id} of table {table}, which is unfinished. Its command resumes it."
+        how = how_attempts_ended(watched.attempts, holder)
+        return (
+            f"no process works on run {run.run_id} of table {table}, which is unfinished: {how}. The same command "
+            "resumes it."
+        )
     if end.state == "sealed":
         return (
             f"run {run.run_id} of table {table} was sealed at {_time(end.ended_at)}. Published rows stay, the other "
@@ -236,8 +242,62 @@ def watch_result(table: str, watched: "Watched") -> str:
     return f"run {run.run_id} finished at {_time(end.ended_at)}"
 
 
-def report(table: str, runs: "Sequence[RunSummary]", holder: "Holder | None", now: datetime, *, older: int = 0) -> str:
-    """Return the list of runs as text; `older` runs of the table are not among them."""
+def how_attempts_ended(attempts: "Sequence[Attempt]", last_process: "Holder | None", *, is_held: bool = False) -> str:
+    """Return how the attempts of an unfinished run ended.
+
+    Args:
+        attempts: its recorded attempts.
+        last_process: the process that held the table's lease last, which may have left no record.
+        is_held: whether that process still holds it.
+    """
+    if not attempts:
+        silent = "the last process ended without saying why"
+        return silent if last_process is not None else f"{silent}, or is still working"
+    last = attempts[-1]
+    how = {
+        "max_minutes": "was stopped by --max-minutes",
+        "max_cost": "was stopped by --max-cost",
+        "interrupted": "was interrupted by Ctrl-C",
+        "terminated": "was terminated by SIGTERM",
+    }.get(last.reason, "ended with an error")
+    which = "1 attempt, which" if len(attempts) == 1 else f"{len(attempts):,} attempts, of which the last"
+    why = f" ({last.message.rstrip('.')})" if last.reason == "error" else ""
+    later = ""
+    if last_process is not None and last_process.acquired_at > last.started_at:
+        later = "; a process is working on it" if is_held else "; a later process ended without saying why"
+    return f"{which} {how} at {_time(last.ended_at)}{why}{later}"
+
+
+def spent(total: "Spent") -> str:
+    """Return what the recorded attempts of a run did and cost."""
+    work = total.work
+    cost = "" if total.cost is None else f", cost {total.cost:.2f}"
+    hours = f", {total.node_hours:.3g} node hours" if total.node_hours else ""
+    return (
+        f"{total.attempts:,} recorded attempt{'' if total.attempts == 1 else 's'}: {total.images:,} images in "
+        f"{total.seconds / 3600:.3g} h, {work.requests:,} requests, {work.size_bytes / 1e6:,.1f} MB{hours}{cost}"
+    )
+
+
+def report(
+    table: str,
+    runs: "Sequence[RunSummary]",
+    holder: "Holder | None",
+    now: datetime,
+    *,
+    older: int = 0,
+    last_process: "Holder | None" = None,
+) -> str:
+    """Return the list of runs as text.
+
+    Args:
+        table: the table.
+        runs: the runs.
+        holder: the process that is writing it.
+        now: the time.
+        older: number of runs of the table that are not among them.
+        last_process: the holder, or the process that wrote the table last.
+    """
     total = len(runs) + older
     lines = [f"table {table}: {total:,} run{'' if total == 1 else 's'}, {_writer(holder, now)}"]
     if older:
@@ -251,6 +311,10 @@ def report(table: str, runs: "Sequence[RunSummary]", holder: "Holder | None", no
             f"  {one.rows:,} of {one.images_planned:,} planned images are published, {one.detections:,} detections"
             + (f", {errors:,} error{'' if errors == 1 else 's'}: {kinds}" if errors else "")
         )
+        if one.ended_at is None and (one.attempts or holder is None):
+            lines.append(f"  {how_attempts_ended(one.attempts, last_process, is_held=holder is not None)}")
+        if one.spent is not None and (one.spent.attempts > 1 or one.spent.cost is not None):
+            lines.append(f"  {spent(one.spent)}")
     return "\n".join(lines)
 
 

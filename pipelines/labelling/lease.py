@@ -104,11 +104,20 @@ def current_holder(table: Store, here: Process, now: datetime) -> Holder | None:
     Raises:
         StoreError: the store refused, or the record is damaged.
     """
+    holder = last_holder(table)
+    return None if holder is None or is_free(holder, here, now) else holder
+
+
+def last_holder(table: Store) -> Holder | None:
+    """Return the process that holds a table's lease, or held it last; None if there is no record.
+
+    Raises:
+        StoreError: the store refused, or the record is damaged.
+    """
     try:
-        holder, _ = _read(table)
+        return _read(table)[0]
     except NotFound:
         return None
-    return None if is_free(holder, here, now) else holder
 
 
 def keeps_lease(table: Store) -> bool:

@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from pipelines.clock import Clock
-from pipelines.labelling.lease import Holder, Process, current_holder, keeps_lease
+from pipelines.labelling.attempts import Attempt, read_attempts
+from pipelines.labelling.lease import Holder, Process, current_holder, keeps_lease, last_holder
 from pipelines.labelling.manifest import PlannedSegment, read_manifest
 from pipelines.labelling.progress import Progress
 from pipelines.labelling.publish import read_done
@@ -25,12 +26,14 @@ class Watched:
     Attributes:
         run: The run; None if none was unfinished and none was begun.
         end: How the run ended; None if it is unfinished and no process works on it.
-        holder: The last process that was seen to hold the table's lease; None if there was none.
+        holder: The last process that held the table's lease, as far as is known.
+        attempts: The recorded attempts of a run that is unfinished.
     """
 
     run: Run | None
     end: End | None
     holder: Holder | None
+    attempts: tuple[Attempt, ...] = ()
 
 
 def watch_run(table: Store, *, here: Process, clock: Clock, show: Callable[[Progress], None]) -> Watched:
@@ -72,7 +75,7 @@ def watch_run(table: Store, *, here: Process, clock: Clock, show: Callable[[Prog
                 return Watched(watched.run, end, seen)
             progress = watched.look()
             if looks > 1 and (keeps_lease(table) or watched.silent_seconds >= SILENT_SECONDS):
-                return Watched(watched.run, None, seen)
+                return Watched(watched.run, None, last_holder(table), read_attempts(table, watched.run.run_id))
             show(progress)
         elif holder is not None:
             show(Progress(f"host {holder.process.host}, pid {holder.process.pid} has not begun a run yet"))

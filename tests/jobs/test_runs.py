@@ -6,7 +6,7 @@ import json
 import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from socket import gethostname
 
@@ -15,8 +15,10 @@ import pytest
 from jobs.exits import run as run_command
 from jobs.runs import main
 from pipelines.errors import RayDetrError, UsageError
-from pipelines.labelling.lease import holding, this_process
+from pipelines.labelling.attempts import Attempt, Reason, write_attempt
+from pipelines.labelling.lease import LEASE_KEY, holding, this_process
 from pipelines.labelling.manifest import read_shard
+from pipelines.labelling.outcome import Work
 from pipelines.labelling.plan import write_plan
 from pipelines.labelling.progress import Progress
 from pipelines.labelling.publish import commit_part, publish_group
@@ -84,7 +86,52 @@ def test_each_run_has_its_lines_oldest_first(labelled: Store, capfd: pytest.Capt
         "  3 of 3 planned images are published, 2 detections, 1 error: truncated 1",
         f"night-2  labelling  2026-11-22 18:15:03 UTC  detr@1  {FP32}",
         "  3 of 3 planned images are published, 2 detections, 1 error: truncated 1",
+        "  the last process ended without saying why, or is still working",
     ]
+
+
+def stopped(table: Store, run_id: str, reason: Reason, *, hours: float, message: str = "", cost: float = 6.0) -> None:
+    """Have an attempt that began `hours` after NOW and took two hours of four nodes."""
+
+    began = NOW + timedelta(hours=hours)
+    work = Work(requests=7_000, size_bytes=2_000_000)
+    attempt = Attempt(began, began + timedelta(hours=2), reason, message, 5_000, work, 4, 8.0, cost)
+    write_attempt(table, run_id, attempt, tail="0001")
+
+
+def test_an_unfinished_run_says_how_its_attempts_ended_and_what_they_cost(
+    labelled: Store, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def lines() -> list[str]:
+        main(["--table", labelled.uri])
+        return capfd.readouterr().out.splitlines()[5:]
+
+    with holding(labelled, can_swap=True, token="a", wait_seconds=0.0, say=lambda _: None):
+        assert lines() == []  # the first attempt: the first line names its process
+    assert lines() == ["  the last process ended without saying why"]
+
+    stopped(labelled, "night-2", "max_cost", hours=0)
+    assert lines() == [
+        "  1 attempt, which was stopped by --max-cost at 2026-11-22 20:15:03 UTC; a later process ended without saying "
+        "why",
+        "  1 recorded attempt: 5,000 images in 2 h, 7,000 requests, 2.0 MB, 8 node hours, cost 6.00",
+    ]
+    record = json.loads(labelled.get(LEASE_KEY).data)  # of the process of that attempt
+    labelled.put(LEASE_KEY, json.dumps(record | {"acquired_at": NOW.isoformat()}).encode())
+    assert lines()[0] == "  1 attempt, which was stopped by --max-cost at 2026-11-22 20:15:03 UTC"
+
+    stopped(labelled, "night-2", "error", hours=24, message="the store refused.")
+    main(["--table", labelled.uri, "--json"])
+    run = json.loads(capfd.readouterr().out)["runs"][1]
+    assert [one["reason"] for one in run["attempts"]] == ["max_cost", "error"]
+    assert run["attempts"][1]["ended_at"] == "2026-11-23T20:15:03+00:00"
+    assert (run["spent"]["attempts"], run["spent"]["cost"]) == (2, 12.0)
+    assert lines() == [
+        "  2 attempts, of which the last ended with an error at 2026-11-23 20:15:03 UTC (the store refused)",
+        "  2 recorded attempts: 10,000 images in 4 h, 14,000 requests, 4.0 MB, 16 node hours, cost 12.00",
+    ]
+    with holding(labelled, can_swap=True, token="a", wait_seconds=0.0, say=lambda _: None):
+        assert lines()[0].endswith("(the store refused); a process is working on it")
 
 
 def test_who_writes_the_table_is_reported(table: Store, capfd: pytest.CaptureFixture[str]) -> None:
@@ -110,6 +157,8 @@ def test_json_is_one_document_of_the_same(labelled: Store, capfd: pytest.Capture
         "detections": 2,
         "errors": {"truncated": 1},
         "settings": FP32,
+        "attempts": [],
+        "spent": None,
     }
     assert (record["runs"][1]["run_id"], record["runs"][1]["ended_at"]) == ("night-2", None)
 
@@ -347,7 +396,7 @@ def test_a_watch_says_how_the_run_ended_and_its_exit_code(
 def test_a_run_that_no_process_works_on_ends_the_watch_with_1(table: Store, capsys: pytest.CaptureFixture[str]) -> None:
     run = start(table, "night")
     found, shown = watched(table, lambda: None)
-    assert (found, len(shown)) == (Watched(run, None, None), 1)
+    assert (found.run, found.end, len(shown)) == (run, None, 1)
 
     with ExitStack() as successor:  # takes the lease over between two polls
 
@@ -371,7 +420,9 @@ def test_what_a_dead_run_is_told_by_names_what_to_do(
 
     out, err = capsys.readouterr()
     assert left.value.code == 1
-    assert f"error: no process works on run night of table {table.uri}, which is unfinished. Its command" in err
+    assert (
+        f"error: no process works on run night of table {table.uri}, which is unfinished: the last process ended" in err
+    )
     assert "night  planning" in out
 
 
