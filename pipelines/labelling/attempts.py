@@ -148,7 +148,7 @@ def _reason(error: BaseException, meter: Meter) -> tuple[Reason, str]:
         return meter.limit, meter.reason
     # another error may quote anything
     known = isinstance(error, RayDetrError | StoreError)
-    return "error", str(error)[:_MOST_LETTERS] if known else type(error).__name__
+    return "error", " ".join(str(error).split())[:_MOST_LETTERS] if known else type(error).__name__
 
 
 def _read(table: Store, key: str) -> Attempt | None:

@@ -133,7 +133,7 @@ def test_a_run_over_several_capped_nights_says_what_each_was_and_what_all_cost()
     ("error", "reason", "message"),
     [
         (RayDetrError("the power went."), "error", "the power went."),
-        (StoreDown("no answer"), "error", "no answer"),
+        (StoreDown("no\nanswer"), "error", "no answer"),
         (KeyError("s3://key:secret@lake"), "error", "KeyError"),
         (KeyboardInterrupt(), "interrupted", ""),
         (SystemExit(143), "terminated", ""),
