@@ -15,7 +15,7 @@ from pipelines.labelling.attempts import Attempt, Spent, read_attempts, total
 from pipelines.labelling.config import Selection
 from pipelines.labelling.driver import RunResult, run_labelling
 from pipelines.labelling.job import Environment, LabellingJob
-from pipelines.labelling.outcome import Outcome, Work
+from pipelines.labelling.outcome import Outcome, ShardReport, Work
 from pipelines.labelling.run import Run, RunRequest, latest_run, read_end
 from pipelines.labelling.run_summaries import summarise_runs
 from pipelines.labelling.seal import seal_run
@@ -71,6 +71,7 @@ class Night:
 
     def label(self, run: Run, shards: Sequence[int], *, isolated: bool) -> Generator[Outcome, None, None]:
         for outcome in Writer.label(self.writer, run, shards, isolated=isolated):
+            assert isinstance(outcome, ShardReport)
             yield replace(outcome, requests=2, size_bytes=5, fetch_seconds=0.5)
         self.world.clock.sleep(3600)
         self.meter.look()
