@@ -1,6 +1,6 @@
 """List, verify or abandon the runs of a detection table.
 
-ray-detr runs --table s3://lake/detections
+ray-detr runs --table s3://lake/detections --last 7
 ray-detr runs --table s3://lake/detections --verify --max-minutes 30
 ray-detr runs --table s3://lake/detections --watch
 ray-detr runs --table s3://lake/detections --abandon
@@ -12,20 +12,24 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from jobs.exits import run_process
-from jobs.options import add_options, make_config, minutes
+from jobs.options import add_options, count, make_config, minutes
 from jobs.parser import CommandParser
 from pipelines.store import S3, StoreOptions
 
 if TYPE_CHECKING:
     from pipelines.labelling.abandon import Abandoned
+    from pipelines.labelling.attempts import Attempt, Spent
     from pipelines.labelling.lease import Holder
     from pipelines.labelling.run_summaries import RunSummary
     from pipelines.labelling.verify import Verification
+    from pipelines.labelling.watch import Watched
     from pipelines.store import Store
+
+LISTED = 20  # runs that are listed for people; a table of nightly runs has a thousand after three years
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -50,7 +54,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     one.add_argument(
         "--watch",
         action="store_true",
-        help="show how far the unfinished run is, whichever process works on it, until it ends",
+        help="show how far the unfinished or next run is, whichever process works on it, until it ends; exit code 1 if "
+        "no process works on it any more and it has not finished",
     )
     parser.add_argument(
         "--max-minutes",
@@ -58,11 +63,17 @@ def main(argv: Sequence[str] | None = None) -> None:
         metavar="N",
         help="stop verifying after N minutes; the next --verify with --max-minutes continues from there (verify all)",
     )
+    parser.add_argument(
+        "--last", type=count, metavar="N", help=f"list only the newest N runs ({LISTED}; all with --json)"
+    )
     add_options(parser, StoreOptions, only=S3)
     parser.add_argument("--json", action="store_true", help="print one JSON document instead of lines")
     args = parser.parse_args(argv)
     if args.max_minutes is not None and args.verify is None:
         parser.error("--max-minutes needs --verify.")
+    if args.last is not None and not (args.verify is None and args.abandon is None):
+        parser.error("--last is for the list of runs, which --verify and --abandon do not print.")
+    last = LISTED if args.last is None and not args.json else args.last
 
     from pipelines.errors import RayDetrError
     from pipelines.store import StoreError, open_store, without_secrets
@@ -76,51 +87,67 @@ def main(argv: Sequence[str] | None = None) -> None:
         if args.verify is not None:
             verify(table, args.verify or None, args.max_minutes, as_json=args.json)
         elif args.watch:
-            watch(table)
-            show(table, as_json=args.json)
+            watch(table, last, as_json=args.json)
         elif args.abandon is not None:
             abandon(table, args.abandon or None, as_json=args.json)
         else:
-            show(table, as_json=args.json)
+            show(table, last, as_json=args.json)
     except StoreError as error:
         raise RayDetrError(f"table {without_secrets(args.table)}: {error}") from error
 
 
-def show(table: "Store", *, as_json: bool) -> None:
-    """Print the runs and the process that is writing the table."""
+def show(table: "Store", last: int | None, *, as_json: bool, must_exist: bool = True) -> None:
+    """Print the newest `last` runs, or all, and the process that is writing the table."""
     from pipelines.clock import SystemClock
-    from pipelines.labelling.lease import current_holder, this_process
-    from pipelines.labelling.run_summaries import summarise_runs
+    from pipelines.labelling.lease import is_free, last_holder, this_process
+    from pipelines.labelling.run_summaries import summarise_last_runs, summarise_runs
 
     now = SystemClock().now()
-    holder = current_holder(table, this_process(), now)
-    runs = list(summarise_runs(table))
-    if not runs and holder is None:
+    last_process = last_holder(table)
+    holder = None if last_process is None or is_free(last_process, this_process(), now) else last_process
+    runs, older = (list(summarise_runs(table)), 0) if last is None else summarise_last_runs(table, last)
+    if must_exist and not runs and holder is None:
         _check_is_table(table)
     if as_json:
         held_by = None if holder is None else asdict(holder)
-        record = {"table": table.uri, "holder": held_by, "runs": [asdict(one) for one in runs]}
+        record = {"table": table.uri, "holder": held_by, "older_runs": older, "runs": [asdict(one) for one in runs]}
         print(json.dumps(record, indent=2, default=datetime.isoformat))
     else:
-        print(report(table.uri, runs, holder, now))
+        print(report(table.uri, runs, holder, now, older=older, last_process=last_process))
 
 
-def watch(table: "Store") -> None:
-    """Show the progress of the unfinished run until it ends; return immediately if no run is unfinished."""
+def watch(table: "Store", last: int | None, *, as_json: bool) -> None:
+    """Show the progress of the table's run until it ends, then print how it ended and the newest `last` runs.
+
+    Returns immediately if no run is unfinished and no process is writing the table.
+
+    Raises:
+        RayDetrError: the run was sealed, or is unfinished and no process works on it.
+    """
     from jobs.progress import Drawing, line, shown
+    from pipelines.clock import SystemClock
+    from pipelines.errors import RayDetrError
+    from pipelines.labelling.lease import current_holder, this_process
     from pipelines.labelling.progress import Progress
     from pipelines.labelling.watch import watch_run
 
     drawing: Drawing[Progress] = Drawing(
-        is_running=lambda _: True,
+        is_running=lambda progress: progress.stage == "label",
         # parts are not read, so the number of errors is unknown
         line=lambda progress: line(progress, time.monotonic() - progress.began).replace("  0 errors", "", 1),
         done=lambda progress: (progress.images, progress.images_planned),
     )
-    _check_is_table(table)
+    here, clock = this_process(), SystemClock()
+    if current_holder(table, here, clock.now()) is None:
+        _check_is_table(table)  # a process that writes a new table may not have begun its first run yet
     with shown(sys.stderr, drawing) as on_progress:
-        for progress in watch_run(table, sleep=time.sleep):
-            on_progress(progress)
+        watched = watch_run(table, here=here, clock=clock, show=on_progress)
+    is_well = watched.run is None or (watched.end is not None and watched.end.state == "finished")
+    if is_well:
+        print(watch_result(table.uri, watched), file=sys.stderr if as_json else sys.stdout)
+    show(table, last, as_json=as_json, must_exist=False)
+    if not is_well:
+        raise RayDetrError(watch_result(table.uri, watched))
 
 
 def verify(table: "Store", run_id: str | None, max_minutes: float | None, *, as_json: bool) -> None:
@@ -191,9 +218,90 @@ def abandon_message(table: str, run_id: str | None, done: "Abandoned | None") ->
     )
 
 
-def report(table: str, runs: "Sequence[RunSummary]", holder: "Holder | None", now: datetime) -> str:
-    """Return the list of runs as text."""
-    lines = [f"table {table}: {len(runs):,} run{'' if len(runs) == 1 else 's'}, {_writer(holder, now)}"]
+def watch_result(table: str, watched: "Watched") -> str:
+    """Return in one line how a watched run ended."""
+    run, end, holder = watched.run, watched.end, watched.holder
+    if run is None:
+        if holder is None:
+            return f"no run of table {table} is unfinished, and no process is writing it"
+        return (
+            f"host {holder.process.host}, pid {holder.process.pid} has ended without beginning a run of table {table}: "
+            "it had nothing to label or failed, which its own output says"
+        )
+    if end is None:
+        how = how_attempts_ended(watched.attempts, holder)
+        return (
+            f"no process works on run {run.run_id} of table {table}, which is unfinished: {how}. The same command "
+            "resumes it."
+        )
+    if end.state == "sealed":
+        return (
+            f"run {run.run_id} of table {table} was sealed at {_time(end.ended_at)}. Published rows stay, the other "
+            "images are labelled by the next run."
+        )
+    return f"run {run.run_id} finished at {_time(end.ended_at)}"
+
+
+def how_attempts_ended(attempts: "Sequence[Attempt]", last_process: "Holder | None", *, is_held: bool = False) -> str:
+    """Return how the attempts of an unfinished run ended.
+
+    Args:
+        attempts: its recorded attempts.
+        last_process: the process that held the table's lease last, which may have left no record.
+        is_held: whether that process still holds it.
+    """
+    if not attempts:
+        silent = "the last process ended without saying why"
+        return silent if last_process is not None else f"{silent}, or is still working"
+    last = attempts[-1]
+    how = {
+        "max_minutes": "was stopped by --max-minutes",
+        "max_cost": "was stopped by --max-cost",
+        "interrupted": "was interrupted by Ctrl-C",
+        "terminated": "was terminated by SIGTERM",
+    }.get(last.reason, "ended with an error")
+    which = "1 attempt, which" if len(attempts) == 1 else f"{len(attempts):,} attempts, of which the last"
+    why = f" ({last.message.rstrip('.')})" if last.reason == "error" else ""
+    later = ""
+    if last_process is not None and last_process.acquired_at > last.started_at:
+        later = "; a process is working on it" if is_held else "; a later process ended without saying why"
+    return f"{which} {how} at {_time(last.ended_at)}{why}{later}"
+
+
+def spent(total: "Spent") -> str:
+    """Return what the recorded attempts of a run did and cost."""
+    work = total.work
+    cost = "" if total.cost is None else f", cost {total.cost:.2f}"
+    hours = f", {total.node_hours:.3g} node hours" if total.node_hours else ""
+    return (
+        f"{total.attempts:,} recorded attempt{'' if total.attempts == 1 else 's'}: {total.images:,} images in "
+        f"{total.seconds / 3600:.3g} h, {work.requests:,} requests, {work.size_bytes / 1e6:,.1f} MB{hours}{cost}"
+    )
+
+
+def report(
+    table: str,
+    runs: "Sequence[RunSummary]",
+    holder: "Holder | None",
+    now: datetime,
+    *,
+    older: int = 0,
+    last_process: "Holder | None" = None,
+) -> str:
+    """Return the list of runs as text.
+
+    Args:
+        table: the table.
+        runs: the runs.
+        holder: the process that is writing it.
+        now: the time.
+        older: number of runs of the table that are not among them.
+        last_process: the holder, or the process that wrote the table last.
+    """
+    total = len(runs) + older
+    lines = [f"table {table}: {total:,} run{'' if total == 1 else 's'}, {_writer(holder, now)}"]
+    if older:
+        lines.append(f"{older:,} older run{' is' if older == 1 else 's are'} not listed; --last {total} lists all")
     for one in runs:
         ended = f" to {_time(one.ended_at)}" if one.ended_at is not None else ""
         errors = sum(one.errors.values())
@@ -203,6 +311,10 @@ def report(table: str, runs: "Sequence[RunSummary]", holder: "Holder | None", no
             f"  {one.rows:,} of {one.images_planned:,} planned images are published, {one.detections:,} detections"
             + (f", {errors:,} error{'' if errors == 1 else 's'}: {kinds}" if errors else "")
         )
+        if one.ended_at is None and (one.attempts or holder is None):
+            lines.append(f"  {how_attempts_ended(one.attempts, last_process, is_held=holder is not None)}")
+        if one.spent is not None and (one.spent.attempts > 1 or one.spent.cost is not None):
+            lines.append(f"  {spent(one.spent)}")
     return "\n".join(lines)
 
 
@@ -233,7 +345,7 @@ def _writer(holder: "Holder | None", now: datetime) -> str:
 
 
 def _time(at: datetime) -> str:
-    return f"{at:%Y-%m-%d %H:%M:%S}"
+    return f"{at.astimezone(UTC):%Y-%m-%d %H:%M:%S} UTC"
 
 
 if __name__ == "__main__":

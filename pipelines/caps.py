@@ -7,11 +7,14 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Literal
 
 from pipelines.clock import Clock, SystemClock
 from pipelines.concurrently import repeating
 from pipelines.errors import CapReached
 from pipelines.options import check_options, option
+
+Limit = Literal["max_minutes", "max_cost"]
 
 LOOK_SECONDS = 1.0  # between two checks of time and nodes
 
@@ -65,6 +68,7 @@ class Meter:
         self.most_nodes = 0
         self._node_seconds = 0.0
         self._reason = ""
+        self._limit: Limit | None = None
         self._callbacks: list[Callable[[], object]] = []
         self._lock = threading.Lock()
 
@@ -91,9 +95,9 @@ class Meter:
                 self.most_nodes = max(self.most_nodes, self._nodes)
                 self._node_seconds += self._nodes * (now - self._looked)
             self._looked = now
-            reason = "" if self.reached.is_set() else self._limit_reached(now)
+            limit, reason = (None, "") if self.reached.is_set() else self._limit_reached(now)
             if reason:
-                self._reason = reason
+                self._limit, self._reason = limit, reason
                 self.reached.set()
         if reason:
             for callback in self._callbacks:
@@ -121,16 +125,21 @@ class Meter:
         """The limit that was reached, as the beginning of a sentence; "" for none."""
         return self._reason
 
-    def _limit_reached(self, now: float) -> str:
-        """Return the beginning of a sentence that names the limit; "" if none is reached."""
+    @property
+    def limit(self) -> Limit | None:
+        """The name of the limit that was reached; None for none."""
+        return self._limit
+
+    def _limit_reached(self, now: float) -> tuple[Limit | None, str]:
+        """Return the limit and the beginning of a sentence that names it; None and "" if none is reached."""
         if self.caps.max_minutes is not None and now - self._began >= 60 * self.caps.max_minutes:
-            return f"the limit of {self.caps.max_minutes:g} minutes (--max-minutes) is reached"
+            return "max_minutes", f"the limit of {self.caps.max_minutes:g} minutes (--max-minutes) is reached"
         if self.caps.max_cost is not None and self.cost is not None and self.cost >= self.caps.max_cost:
-            return (
+            return "max_cost", (
                 f"the cost limit of {self.caps.max_cost:g} (--max-cost) is reached, after {self.node_hours:.3g} node "
                 f"hours at {self.caps.price_per_hour:g}"
             )
-        return ""
+        return None, ""
 
 
 @contextmanager

@@ -88,7 +88,10 @@ JSON_KEYS = {
         " skipped(.json) table work(decode_seconds fetch_seconds network_seconds requests size_bytes)"
     ),
     "runs --table table": (
-        "holder runs([detections ended_at errors images_planned model rows run_id settings started_at state]) table"
+        "holder older_runs "
+        "runs([attempts([]) detections ended_at errors images_planned model rows run_id settings "
+        "spent(attempts cost images node_hours seconds work(decode_seconds fetch_seconds network_seconds requests "
+        "size_bytes)) started_at state]) table"
     ),
     "runs --table table --verify": (
         "files files_total findings([]) findings_before images images_total is_complete run_id table"

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
+from datetime import datetime
 
 from pipelines.errors import CapReached, RayDetrError
+from pipelines.labelling.attempts import Attempt, Reason, read_attempts, recording_stop, total
 from pipelines.labelling.cutting import Look
 from pipelines.labelling.job import Environment, LabellingJob, Plan
 from pipelines.labelling.labelled_keys import LabelledKeys, read_labelled
@@ -56,16 +58,28 @@ def run_labelling(job: LabellingJob, environment: Environment) -> RunResult:
         RayDetrError: the run cannot continue. Committed rows stay.
         StoreError: the table's store refused. Committed rows stay.
     """
-    table, runner, clock, meter = job.table, job.runner, environment.clock, environment.meter
-    attempt = _Attempt(job, environment)
+    attempt = _Attempt(job, environment, environment.clock.now())
     found = attempt.begin_or_resume()
     if isinstance(found, Counts):
         return RunResult(None, False, Totals(), found, 0, 0, 0, 0.0, Work())
-    run = found.run
     plan = environment.plan_ahead(attempt.plan(found))
-    began = clock.monotonic()
-    count = _Count(plan, Progress("label", began=began), environment.show)
-    work = Work()
+    count = _Count(plan, Progress("label", began=environment.clock.monotonic()), environment.show)
+    with recording_stop(
+        environment.quick or job.table,
+        found.run.run_id,
+        lambda reason, message: attempt.record(count, reason, message),
+        tail=environment.tail,
+        meter=environment.meter,
+        check_lease=environment.check_lease,
+    ):
+        return _label_run(attempt, found, count)
+
+
+def _label_run(attempt: _Attempt, found: _OpenRun, count: _Count) -> RunResult:
+    """Label, publish and finish an open run; see `run_labelling`."""
+    job, environment = attempt.job, attempt.environment
+    table, runner, clock, meter = job.table, job.runner, environment.clock, environment.meter
+    run, plan = found.run, count.plan
     lost: ShardsLost | None = None
     for segments in plan.waves():
         environment.check_lease()
@@ -76,7 +90,6 @@ def run_labelling(job: LabellingJob, environment: Environment) -> RunResult:
                 moved(report.seconds)
                 environment.check_lease()
                 count.add(report=report)
-                work.add(report)
                 environment.on_shard(run.run_id, report)
                 for note in report.notes:
                     logging.getLogger(__name__).warning("%s", note)
@@ -113,13 +126,14 @@ def run_labelling(job: LabellingJob, environment: Environment) -> RunResult:
             )
     if lost is not None:
         raise lost
-    labelling_seconds = clock.monotonic() - began
+    labelling_seconds = clock.monotonic() - count.progress.began
     segments = [planned for planned in read_manifest(table, run.run_id) if planned.ending is None]
     with environment.watchdog.stage("counting published rows"):
         totals = verify_run(table, run.run_id, run.layout, segments)
     meter.look()
-    spent = {**asdict(work), "node_hours": meter.node_hours, "cost": meter.cost}
-    finish_run(table, run.run_id, now=clock.now(), totals={**_record(totals), "last_start": spent})
+    spent = {**asdict(count.work), "node_hours": meter.node_hours, "cost": meter.cost}
+    recorded = {"last_start": spent, **attempt.totals_of_all(found, count)}
+    finish_run(table, run.run_id, now=clock.now(), totals={**_record(totals), **recorded})
     try:
         remove_parts(table, run.run_id, threads=environment.threads)
     except StoreError as error:  # the run is finished nevertheless, and the next attempt removes them first
@@ -133,7 +147,7 @@ def run_labelling(job: LabellingJob, environment: Environment) -> RunResult:
         images_this_start=count.progress.images_this_start,
         changed_this_start=count.progress.changed,
         labelling_seconds=labelling_seconds,
-        work=work,
+        work=count.work,
     )
 
 
@@ -154,6 +168,32 @@ class _Attempt:
 
     job: LabellingJob
     environment: Environment
+    started_at: datetime
+
+    def record(self, count: _Count, reason: Reason, message: str = "") -> Attempt:
+        """Return the record of this attempt, as it is now."""
+        meter = self.environment.meter
+        return Attempt(
+            started_at=self.started_at,
+            ended_at=self.environment.clock.now(),
+            reason=reason,
+            message=message,
+            images=count.progress.images_this_start,
+            work=count.work,
+            nodes=meter.most_nodes,
+            node_hours=meter.node_hours,
+            cost=meter.cost,
+        )
+
+    def totals_of_all(self, found: _OpenRun, count: _Count) -> dict[str, object]:
+        """Return the totals of all attempts of a run that this one finishes; nothing if they cannot be read."""
+        table, run_id, threads = self.job.table, found.run.run_id, self.environment.threads
+        try:
+            before = read_attempts(table, run_id, threads=threads) if found.resumed else ()
+        except StoreError as error:  # the run is finished nevertheless
+            logging.getLogger(__name__).warning("run %s has no totals of all attempts: %s", run_id, error)
+            return {}
+        return {"all_attempts": asdict(total([*before, self.record(count, "finished")]))}
 
     def begin_or_resume(self) -> _OpenRun | Counts:
         """Return the run to work on: the unfinished run of the table or a new one; counts if there is nothing to do.
@@ -281,10 +321,13 @@ class _Count:
     plan: Plan
     progress: Progress
     show: Callable[[Progress], None]
+    work: Work = field(default_factory=Work)
 
     def add(self, *, images_before: int = 0, report: ShardReport | None = None) -> None:
         progress = self.progress
         images = report.images if report else 0
+        if report:
+            self.work.add(report)
         self.progress = replace(
             progress,
             images=progress.images + images_before + images,

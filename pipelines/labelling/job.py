@@ -119,6 +119,8 @@ class Environment:
         publisher: Publishes table files while shards are labelled.
         plan_ahead: Writes the plan while its durable segments are labelled.
         threads: Objects of the table to read concurrently.
+        quick: The same table through a store that gives up soon, for records that a failing process leaves; None means
+            the job's table.
         check_lease: Called from time to time; raises `RayDetrError` if this process has lost the table's lease.
         meter: Measures time and cost against their limits. The default has no limits.
         watchdog: Reports stages that make no progress; by default nothing.
@@ -131,6 +133,7 @@ class Environment:
     publisher: Executor
     plan_ahead: Callable[[Iterator[PlannedSegment]], Plan]
     threads: int = THREADS
+    quick: Store | None = None
     check_lease: Callable[[], None] = lambda: None
     meter: Meter = field(default_factory=Meter)
     watchdog: Watchdog = field(default_factory=Watchdog)

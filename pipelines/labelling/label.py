@@ -188,6 +188,7 @@ def label(
             runner.use_model(model.pinned, config.precision)
             store = require_create_only(table, what="a table", loss="two runs could lose each other's rows")
             indexes.keep()
+            quick = open_store(config.table, replace(config.table_options, retry_seconds=TRIES_SECONDS))
             with (
                 holding(
                     table,
@@ -195,7 +196,7 @@ def label(
                     token=secrets.token_hex(16),
                     wait_seconds=60 * min(config.wait_minutes, meter.minutes_left),
                     say=lambda sentence: show(Progress(sentence)),
-                    quick=open_store(config.table, replace(config.table_options, retry_seconds=TRIES_SECONDS)),
+                    quick=quick,
                 ) as check_lease,
                 before_the_lease.pop_all() as before_the_lease_ends,
                 publishing() as publisher,
@@ -209,6 +210,7 @@ def label(
                         tail=secrets.token_hex(2),
                         publisher=publisher,
                         plan_ahead=lambda plan: Planner(plan, wave_shards=WAVE_SHARDS),
+                        quick=quick,
                         check_lease=check_lease,
                         meter=meter,
                         watchdog=watchdog,

@@ -37,7 +37,10 @@ _logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Process:
-    """A process of a machine. `started` and `boot` distinguish it from a later process with the same number."""
+    """A process of a machine. `started` and `boot` distinguish it from a later process with the same number.
+
+    `boot` and `namespace` identify the machine. They are empty where they are unknown, as without /proc on macOS.
+    """
 
     host: str
     boot: str
@@ -68,15 +71,21 @@ class Lease:
 
 def this_process() -> Process:
     """Return this process in the form by which other processes of this machine recognise it."""
-    boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-    namespace = os.readlink("/proc/self/ns/pid")  # noqa: PTH115 - not a path: the kernel's number
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        namespace = os.readlink("/proc/self/ns/pid")  # noqa: PTH115 - not a path: the kernel's number
+    except OSError:  # macOS has no /proc, and some containers hide these files
+        boot = namespace = ""
     return Process(socket.gethostname(), boot, namespace, os.getpid(), _started(os.getpid()) or "")
 
 
 def is_dead(process: Process, here: Process) -> bool:
-    """Return whether a process is known to have ended: it ran on this machine and does not exist any more."""
+    """Return whether a process is known to have ended: it ran on this machine and does not exist any more.
+
+    Machines without an identity (empty `boot`) are never the same: there only the age of the heartbeat tells.
+    """
     is_neighbour = (process.boot, process.namespace) == (here.boot, here.namespace)
-    return is_neighbour and _started(process.pid) not in (process.started, _UNKNOWN)
+    return is_neighbour and here.boot != "" and _started(process.pid) not in (process.started, _UNKNOWN)
 
 
 def is_free(holder: Holder, here: Process, now: datetime) -> bool:
@@ -95,11 +104,31 @@ def current_holder(table: Store, here: Process, now: datetime) -> Holder | None:
     Raises:
         StoreError: the store refused, or the record is damaged.
     """
+    holder = last_holder(table)
+    return None if holder is None or is_free(holder, here, now) else holder
+
+
+def last_holder(table: Store) -> Holder | None:
+    """Return the process that holds a table's lease, or held it last; None if there is no record.
+
+    Raises:
+        StoreError: the store refused, or the record is damaged.
+    """
     try:
-        holder, _ = _read(table)
+        return _read(table)[0]
     except NotFound:
         return None
-    return None if is_free(holder, here, now) else holder
+
+
+def keeps_lease(table: Store) -> bool:
+    """Return whether processes that write a table hold its lease: a folder's always do, others if there is a record.
+
+    A store that cannot replace an object conditionally has no record. Elsewhere a table with a run has one.
+
+    Raises:
+        StoreError: the store refused.
+    """
+    return isinstance(table, LocalStore) or next(iter(table.list(LEASE_KEY)), None) is not None
 
 
 def acquire(table: Store, here: Process, *, token: str, now: datetime) -> Lease:
@@ -341,10 +370,11 @@ def held_sentence(uri: str, holder: Holder, now: datetime) -> str:
     who = f"host {process.host}, pid {process.pid}"
     if holder.is_released:
         return f"table {uri} was written by another process in the meantime ({who}), which ended {ago:.0f} s ago."
+    at_once = "at once on the same host, " if process.boot else ""  # see `is_dead`
     return (
         f"table {uri} is being written by another process ({who}, heartbeat {ago:.0f} s ago). {_ADVICE} "
-        f"If that process has died, its lease is taken over at once on the same host, after "
-        f"{LEASE_SECONDS:.0f} s on another."
+        f"If that process has died, its lease is taken over {at_once}after {LEASE_SECONDS:.0f} s"
+        f"{' on another' if process.boot else ''}."
     )
 
 

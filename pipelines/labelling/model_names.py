@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from pipelines.labelling.publish import THREADS
-from pipelines.labelling.run import list_runs_backwards
+from pipelines.labelling.run import map_runs_backwards
 from pipelines.models import is_generic_name
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ def with_recorded_name(table: Store, model: ModelInfo) -> ModelInfo:
         RayDetrError: a run's record is damaged.
         StoreError: the table cannot be read.
     """
-    for run in list_runs_backwards(table, threads=THREADS):
+    for run in map_runs_backwards(table, lambda run: run, threads=THREADS):
         if run.model_sha256 == model.sha256:
             name, _, digest = run.model.partition("@")
             return replace(model, id=run.model) if is_generic_name(name) and digest == model.sha256[:12] else model

@@ -1,7 +1,9 @@
 """The outcome of a shard, as its actor reports it to the driver: completed, failed, lost or not started."""
 
+from __future__ import annotations
+
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +65,10 @@ class Work:
         self.network_seconds += report.detect_seconds
         self.requests += report.requests
         self.size_bytes += report.size_bytes
+
+    def __add__(self, other: Work) -> Work:
+        """Return the sum of both."""
+        return Work(*(getattr(self, one.name) + getattr(other, one.name) for one in fields(Work)))
 
 
 @dataclass(frozen=True, slots=True)

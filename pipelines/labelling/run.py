@@ -222,9 +222,26 @@ def find_unfinished(table: Store) -> Run | None:
 def latest_run(table: Store) -> Run | None:
     """Return the newest run."""
     last = None
-    for number in _sequence(table):
+    for number in run_numbers(table):
         last = number
-    return None if last is None else _read(table, last)
+    return None if last is None else read_numbered(table, last)
+
+
+def run_numbers(table: Store) -> Iterator[int]:
+    """Yield the numbers of a table's runs in increasing order; other names are skipped. Reads no records."""
+    for entry in table.list(_SEQUENCE):
+        found = _IN_SEQUENCE.fullmatch(entry.key)
+        if found is not None:
+            yield int(found[1])
+
+
+def read_numbered(table: Store, number: int) -> Run:
+    """Return the run of this number."""
+    run = _decode(table, _sequence_key(number))
+    # with a number other than its name's, the search for the next run would never end
+    if run.number != number:
+        raise _damaged(join_uri(table.uri, _sequence_key(number)))
+    return run
 
 
 def list_runs(table: Store, *, known: Mapping[int, Run] | None = None, threads: int = 1) -> Iterator[Run]:
@@ -238,9 +255,9 @@ def list_runs(table: Store, *, known: Mapping[int, Run] | None = None, threads: 
     known = known or {}
 
     def read(number: int) -> Run:
-        return known.get(number) or _read(table, number)
+        return known.get(number) or read_numbered(table, number)
 
-    yield from map_concurrently(read, _sequence(table), threads=threads)
+    yield from map_concurrently(read, run_numbers(table), threads=threads)
 
 
 def map_runs_backwards(table: Store, function: Callable[[Run], R], *, threads: int = 1) -> Iterator[R]:
@@ -249,13 +266,8 @@ def map_runs_backwards(table: Store, function: Callable[[Run], R], *, threads: i
     Records are read when results are requested, the first one alone, then `threads` concurrently. An error of a run is
     raised instead of its result.
     """
-    numbers = reversed(list(_sequence(table)))
-    yield from map_in_chunks(lambda number: function(_read(table, number)), numbers, threads=threads)
-
-
-def list_runs_backwards(table: Store, *, threads: int = 1) -> Iterator[Run]:
-    """Yield all runs of a table, newest first, read as in `map_runs_backwards`."""
-    yield from map_runs_backwards(table, lambda run: run, threads=threads)
+    numbers = reversed(list(run_numbers(table)))
+    yield from map_in_chunks(lambda number: function(read_numbered(table, number)), numbers, threads=threads)
 
 
 def read_run(table: Store, run_id: str) -> Run | None:
@@ -361,22 +373,6 @@ def _to_bytes(record: Mapping[str, object]) -> bytes:
 
 def _sequence_key(number: int) -> str:
     return f"{_SEQUENCE}{number:07d}.json"
-
-
-def _sequence(table: Store) -> Iterator[int]:
-    """Yield the numbers of a table's runs in increasing order; other names are skipped."""
-    for entry in table.list(_SEQUENCE):
-        found = _IN_SEQUENCE.fullmatch(entry.key)
-        if found is not None:
-            yield int(found[1])
-
-
-def _read(table: Store, number: int) -> Run:
-    run = _decode(table, _sequence_key(number))
-    # with a number other than its name's, the search for the next run would never end
-    if run.number != number:
-        raise _damaged(join_uri(table.uri, _sequence_key(number)))
-    return run
 
 
 def _decode(table: Store, key: str) -> Run:

@@ -3,16 +3,27 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from datetime import datetime
 
 from pipelines.concurrently import map_concurrently
 from pipelines.errors import RayDetrError
+from pipelines.labelling.attempts import Attempt, Spent, read_attempts, total
 from pipelines.labelling.manifest import list_segments, read_complete, read_manifest, read_segment
 from pipelines.labelling.publish import THREADS, footer_totals, is_sealed_file, read_done
-from pipelines.labelling.run import End, Run, State, list_runs, map_runs_backwards, read_end, read_state, run_key
+from pipelines.labelling.run import (
+    End,
+    Run,
+    State,
+    map_runs_backwards,
+    read_end,
+    read_numbered,
+    read_state,
+    run_key,
+    run_numbers,
+)
 from pipelines.parquet_files import open_listed
 from pipelines.store import NotFound, Store, join_uri
 from pipelines.strict_json import record_of
@@ -35,6 +46,10 @@ class RunSummary:
         detections: detections in these rows.
         errors: error rows by kind.
         settings: the settings of these rows.
+        attempts: the recorded attempts of a run that is not finished, oldest first. A process that was killed, or is
+            still working, has no record.
+        spent: totals of all recorded attempts, with the one that finished the run; None if there are none, and for
+            runs that a release without these records finished.
     """
 
     run_id: str
@@ -47,27 +62,48 @@ class RunSummary:
     detections: int
     errors: Mapping[str, int]
     settings: str
+    attempts: tuple[Attempt, ...] = ()
+    spent: Spent | None = None
 
 
 def summarise_runs(table: Store, *, threads: int = THREADS) -> Iterator[RunSummary]:
     """Yield a summary of each run of a table, oldest first. Ended runs without images are skipped.
 
     A finished run is summarised from its record and its end, because all its planned images are published; for other
-    runs the footers of their table files are fetched. Reads `threads` runs concurrently, and `threads` files of each
-    unfinished run.
+    runs their attempts and the footers of their table files are read. Reads `threads` runs concurrently, and `threads`
+    files of each unfinished run.
 
     Raises:
         RayDetrError: a record or a file is damaged.
         StoreError: the store refused.
     """
+    yield from _summarise(table, run_numbers(table), threads)
 
-    def summarise(run: Run) -> RunSummary | None:
+
+def summarise_last_runs(table: Store, count: int, *, threads: int = THREADS) -> tuple[list[RunSummary], int]:
+    """Return summaries of the newest `count` runs, oldest first as in `summarise_runs`, and the number of older runs.
+
+    Reads nothing of the older ones.
+    """
+    older, found = list(run_numbers(table)), list[RunSummary]()
+    while older and len(found) < count:  # again, if ended runs without images were skipped
+        first = max(0, len(older) - (count - len(found)))
+        older, chosen = older[:first], older[first:]
+        found = [*_summarise(table, chosen, threads), *found]
+    return found, len(older)
+
+
+def _summarise(table: Store, numbers: Iterable[int], threads: int) -> Iterator[RunSummary]:
+    def summarise(number: int) -> RunSummary | None:
+        run = read_numbered(table, number)
         end = read_end(table, run.run_id)
         state = end.state if end is not None else read_state(table, run.run_id)
         totals = _totals(table, run, end, threads)
         planned = totals.rows if state == "finished" else _planned(table, run, is_sealed=state == "sealed")
         if end is not None and not planned and not totals.rows:
             return None
+        is_finished = end is not None and end.state == "finished"
+        attempts = () if is_finished else read_attempts(table, run.run_id, threads=threads)
         return RunSummary(
             run_id=run.run_id,
             state=state,
@@ -79,9 +115,11 @@ def summarise_runs(table: Store, *, threads: int = THREADS) -> Iterator[RunSumma
             detections=totals.detections,
             errors=totals.errors,
             settings=run.settings,
+            attempts=attempts,
+            spent=_spent(table, run, end) if end is not None and is_finished else total(attempts) if attempts else None,
         )
 
-    summaries = map_concurrently(summarise, list_runs(table, threads=threads), threads=threads)
+    summaries = map_concurrently(summarise, numbers, threads=threads)
     yield from (summary for summary in summaries if summary is not None)
 
 
@@ -111,9 +149,24 @@ def _recorded(table: Store, run: Run, totals: Mapping[str, object]) -> Totals:
     try:
         return record_of(Totals, {name: totals.get(name) for name in ("rows", "detections", "errors")})
     except ValueError as error:
-        raise RayDetrError(
-            f"{join_uri(table.uri, run_key(run.run_id, 'end.json'))} is damaged: its totals cannot be read."
-        ) from error
+        raise _damaged_end(table, run) from error
+
+
+def _spent(table: Store, run: Run, end: End) -> Spent | None:
+    recorded = end.totals.get("all_attempts")
+    if recorded is None:
+        return None
+    if not isinstance(recorded, Mapping):
+        raise _damaged_end(table, run)
+    try:
+        return record_of(Spent, {one.name: recorded.get(one.name) for one in fields(Spent)})
+    except ValueError as error:
+        raise _damaged_end(table, run) from error
+
+
+def _damaged_end(table: Store, run: Run) -> RayDetrError:
+    uri = join_uri(table.uri, run_key(run.run_id, "end.json"))
+    return RayDetrError(f"{uri} is damaged: its totals cannot be read.")
 
 
 def _published(table: Store, run: Run, threads: int) -> Totals:

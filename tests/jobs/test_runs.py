@@ -6,26 +6,34 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from socket import gethostname
 
 import pytest
 
 from jobs.exits import run as run_command
 from jobs.runs import main
 from pipelines.errors import RayDetrError, UsageError
-from pipelines.labelling.lease import holding
+from pipelines.labelling.attempts import Attempt, Reason, write_attempt
+from pipelines.labelling.lease import LEASE_KEY, holding, this_process
 from pipelines.labelling.manifest import read_shard
+from pipelines.labelling.outcome import Work
 from pipelines.labelling.plan import write_plan
+from pipelines.labelling.progress import Progress
 from pipelines.labelling.publish import commit_part, publish_group
 from pipelines.labelling.run import Run, RunRequest, finish_run
-from pipelines.labelling.watch import watch_run
+from pipelines.labelling.seal import seal_run
+from pipelines.labelling.watch import Watched, watch_run
 from pipelines.lake.lake_object import LakeObject
 from pipelines.lake.listing import Listing
 from pipelines.store import Store, open_store
 from pipelines.table.schema import NO_COLUMNS, Detected, Origin, Row, rows_to_table
+from tests.memory_store import memory_store
 from tests.pipelines.labelling.runs import start_run
+from tests.simulation.world import Clock
 
 ROOT = Path(__file__).parents[2]
 FP32 = '{"precision":"fp32"}'
@@ -78,11 +86,56 @@ def test_each_run_has_its_lines_oldest_first(labelled: Store, capfd: pytest.Capt
 
     assert capfd.readouterr().out.splitlines() == [
         f"table {labelled.uri}: 2 runs, no process is writing it",
-        f"night-1  finished  2026-11-22 18:15:03 to 2026-11-22 18:15:03  detr@1  {FP32}",
+        f"night-1  finished  2026-11-22 18:15:03 UTC to 2026-11-22 18:15:03 UTC  detr@1  {FP32}",
         "  3 of 3 planned images are published, 2 detections, 1 error: truncated 1",
-        f"night-2  labelling  2026-11-22 18:15:03  detr@1  {FP32}",
+        f"night-2  labelling  2026-11-22 18:15:03 UTC  detr@1  {FP32}",
         "  3 of 3 planned images are published, 2 detections, 1 error: truncated 1",
+        "  the last process ended without saying why, or is still working",
     ]
+
+
+def stopped(table: Store, run_id: str, reason: Reason, *, hours: float, message: str = "", cost: float = 6.0) -> None:
+    """Have an attempt that began `hours` after NOW and took two hours of four nodes."""
+
+    began = NOW + timedelta(hours=hours)
+    work = Work(requests=7_000, size_bytes=2_000_000)
+    attempt = Attempt(began, began + timedelta(hours=2), reason, message, 5_000, work, 4, 8.0, cost)
+    write_attempt(table, run_id, attempt, tail="0001")
+
+
+def test_an_unfinished_run_says_how_its_attempts_ended_and_what_they_cost(
+    labelled: Store, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def lines() -> list[str]:
+        main(["--table", labelled.uri])
+        return capfd.readouterr().out.splitlines()[5:]
+
+    with holding(labelled, can_swap=True, token="a", wait_seconds=0.0, say=lambda _: None):
+        assert lines() == []  # the first attempt: the first line names its process
+    assert lines() == ["  the last process ended without saying why"]
+
+    stopped(labelled, "night-2", "max_cost", hours=0)
+    assert lines() == [
+        "  1 attempt, which was stopped by --max-cost at 2026-11-22 20:15:03 UTC; a later process ended without saying "
+        "why",
+        "  1 recorded attempt: 5,000 images in 2 h, 7,000 requests, 2.0 MB, 8 node hours, cost 6.00",
+    ]
+    record = json.loads(labelled.get(LEASE_KEY).data)  # of the process of that attempt
+    labelled.put(LEASE_KEY, json.dumps(record | {"acquired_at": NOW.isoformat()}).encode())
+    assert lines()[0] == "  1 attempt, which was stopped by --max-cost at 2026-11-22 20:15:03 UTC"
+
+    stopped(labelled, "night-2", "error", hours=24, message="the store refused.")
+    main(["--table", labelled.uri, "--json"])
+    run = json.loads(capfd.readouterr().out)["runs"][1]
+    assert [one["reason"] for one in run["attempts"]] == ["max_cost", "error"]
+    assert run["attempts"][1]["ended_at"] == "2026-11-23T20:15:03+00:00"
+    assert (run["spent"]["attempts"], run["spent"]["cost"]) == (2, 12.0)
+    assert lines() == [
+        "  2 attempts, of which the last ended with an error at 2026-11-23 20:15:03 UTC (the store refused)",
+        "  2 recorded attempts: 10,000 images in 4 h, 14,000 requests, 4.0 MB, 16 node hours, cost 12.00",
+    ]
+    with holding(labelled, can_swap=True, token="a", wait_seconds=0.0, say=lambda _: None):
+        assert lines()[0].endswith("(the store refused); a process is working on it")
 
 
 def test_who_writes_the_table_is_reported(table: Store, capfd: pytest.CaptureFixture[str]) -> None:
@@ -108,6 +161,8 @@ def test_json_is_one_document_of_the_same(labelled: Store, capfd: pytest.Capture
         "detections": 2,
         "errors": {"truncated": 1},
         "settings": FP32,
+        "attempts": [],
+        "spent": None,
     }
     assert (record["runs"][1]["run_id"], record["runs"][1]["ended_at"]) == ("night-2", None)
 
@@ -142,6 +197,38 @@ def test_the_documented_check_finds_that_no_run_has_ended(
     assert done.stdout.startswith(
         "the last run was finished: " + ("never" if hours is None else f"{ended_at:%Y-%m-%dT}")
     )
+
+
+def test_the_newest_twenty_runs_are_listed_and_nothing_is_read_of_the_others(
+    table: Store, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in range(1, 26):
+        start(table, f"night-{number:02d}")
+        finish(table, f"night-{number:02d}")
+    got: list[str] = []
+    get = type(table).get
+    monkeypatch.setattr(type(table), "get", lambda self, key, **more: got.append(key) or get(self, key, **more))
+
+    main(["--table", table.uri])
+    lines = capfd.readouterr().out.splitlines()
+    assert lines[:2] == [
+        f"table {table.uri}: 25 runs, no process is writing it",
+        "5 older runs are not listed; --last 25 lists all",
+    ]
+    assert [line.split()[0] for line in lines[2::2]] == [f"night-{number:02d}" for number in range(6, 26)]
+    assert not [key for key in got if "0000005" in key or "night-05" in key]
+    assert len(got) == 41  # two for each run that is listed, and the lease
+
+    main(["--table", table.uri, "--last", "25"])
+    lines = capfd.readouterr().out.splitlines()
+    assert len(lines) == 51
+    assert "older" not in lines[1]
+    main(["--table", table.uri, "--json"])
+    record = json.loads(capfd.readouterr().out)
+    assert (record["older_runs"], len(record["runs"])) == (0, 25)
+    main(["--table", table.uri, "--json", "--last", "1"])
+    record = json.loads(capfd.readouterr().out)
+    assert (record["older_runs"], [run["run_id"] for run in record["runs"]]) == (24, ["night-25"])
 
 
 def test_a_damaged_record_stops_it_with_a_sentence(labelled: Store) -> None:
@@ -259,6 +346,8 @@ def test_a_run_that_is_being_written_is_not_abandoned_and_the_exit_code_is_4(
     [
         (["--max-minutes", "3"], "--max-minutes needs --verify"),
         (["--verify", "--max-minutes", "0"], "0 is not a number of minutes above 0"),
+        (["--last", "0"], "0 is less than 1"),
+        (["--last", "3", "--abandon"], "--last is for the list of runs"),
         (["--verify", "--abandon"], "not allowed with argument --verify"),
     ],
 )
@@ -278,21 +367,135 @@ def test_a_table_that_is_not_there_is_refused(tmp_path: Path, more: list[str]) -
         main(["--table", str(tmp_path / "typo"), *more])
 
 
+class Acting(Clock):
+    """A clock, at each of whose sleeps another process does the next of these things."""
+
+    def __init__(self, *actions: Callable[[], object]) -> None:
+        super().__init__((datetime.now(UTC) - Clock().now()).total_seconds())
+        self.actions = list(actions)
+
+    def sleep(self, seconds: float) -> None:
+        super().sleep(seconds)
+        self.actions.pop(0)()
+
+
+@contextmanager
+def writing(table: Store) -> Iterator[None]:
+    """Hold the table's lease."""
+    with holding(table, can_swap=True, token="a", wait_seconds=0.0, say=lambda _: None):
+        yield
+
+
+def watched(table: Store, *actions: Callable[[], object]) -> tuple[Watched, list[Progress]]:
+    shown: list[Progress] = []
+    return watch_run(table, here=this_process(), clock=Acting(*actions), show=shown.append), shown
+
+
 def test_a_run_of_another_process_is_watched_until_it_ends(table: Store, capsys: pytest.CaptureFixture[str]) -> None:
-    run = start(table, "night")
-    looks: list[tuple[int, int, bool]] = []
+    with writing(table):
+        run = start(table, "night")
+        found, shown = watched(table, lambda: label(table, run), lambda: finish(table, "night"))
 
-    def work(_: float) -> None:
-        """What the other process does between two looks."""
-        if len(looks) == 1:
-            label(table, run)
-        if len(looks) == 2:
-            finish(table, "night")
-
-    for progress in watch_run(table, sleep=work):
-        looks.append((progress.images, progress.images_planned, progress.is_planned))  # noqa: PERF401 - `work` reads it
-
-    assert looks == [(0, 0, False), (3, 3, True)]
+    assert [(one.images, one.images_planned, one.is_planned) for one in shown] == [(0, 0, False), (3, 3, True)]
+    assert (found.run, found.end is not None and found.end.state) == (run, "finished")
 
     main(["--table", table.uri, "--watch"])  # has ended
-    assert "night  finished" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert out.startswith(f"no run of table {table.uri} is unfinished, and no process is writing it\n")
+    assert "night  finished" in out
+
+
+def test_a_watch_says_how_the_run_ended_and_its_exit_code(
+    table: Store, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def at_the_next_poll(action: Callable[[], object]) -> None:
+        monkeypatch.setattr("pipelines.clock.SystemClock.sleep", lambda *_: action())
+
+    with writing(table):
+        start(table, "night-1")
+        at_the_next_poll(lambda: finish(table, "night-1"))
+        main(["--table", table.uri, "--watch", "--json"])
+        ended = capsys.readouterr()
+        assert "run night-1 finished at 2026-11-22 18:15:03 UTC\n" in ended.err
+        assert json.loads(ended.out)["runs"][0]["state"] == "finished"
+
+        run = start(table, "night-2")
+        label(table, run)
+        at_the_next_poll(lambda: seal_run(table, run, now=NOW))
+        with pytest.raises(
+            RayDetrError, match=r"^run night-2 of table .* was sealed at 2026-11-22 18:15:03 UTC\. Publ"
+        ):
+            main(["--table", table.uri, "--watch"])
+    assert "night-2  sealed" in capsys.readouterr().out
+
+
+def test_a_run_that_no_process_works_on_ends_the_watch_with_1(table: Store, capsys: pytest.CaptureFixture[str]) -> None:
+    run = start(table, "night")
+    found, shown = watched(table, lambda: None)
+    assert (found.run, found.end, len(shown)) == (run, None, 1)
+
+    with ExitStack() as successor:  # takes the lease over between two polls
+
+        def leave() -> None:
+            successor.close()
+            finish(table, "night")
+
+        found, shown = watched(table, lambda: successor.enter_context(writing(table)), lambda: None, leave)
+    assert found.end is not None
+    assert len(shown) == 3
+
+
+def test_what_a_dead_run_is_told_by_names_what_to_do(
+    table: Store, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipelines.labelling.watch.POLL_SECONDS", 0.0)
+    start(table, "night")
+
+    with pytest.raises(SystemExit) as left:
+        run_command(main, ["--table", table.uri, "--watch"])
+
+    out, err = capsys.readouterr()
+    assert left.value.code == 1
+    assert (
+        f"error: no process works on run night of table {table.uri}, which is unfinished: the last process ended" in err
+    )
+    assert "night  planning" in out
+
+
+@pytest.mark.parametrize("is_first_night", [True, False])
+def test_a_process_that_has_not_begun_its_run_is_waited_for(table: Store, is_first_night: bool) -> None:
+    if not is_first_night:
+        start(table, "night-1")
+        finish(table, "night-1")
+
+    def begin_and_end() -> None:
+        start(table, "night-2")
+        finish(table, "night-2")
+
+    with writing(table):
+        found, shown = watched(table, lambda: None, begin_and_end)  # between two polls
+        assert found.run is not None
+        assert (found.run.run_id, found.end is not None and found.end.state) == ("night-2", "finished")
+        assert {one.stage for one in shown} == {f"host {gethostname()}, pid {os.getpid()} has not begun a run yet"}
+        assert len(shown) == 2
+
+
+def test_a_process_that_ends_without_a_run_ends_the_watch(
+    table: Store, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with ExitStack() as process:
+        process.enter_context(writing(table))
+        monkeypatch.setattr("pipelines.clock.SystemClock.sleep", lambda *_: process.close())
+        main(["--table", table.uri, "--watch"])
+
+    assert f"pid {os.getpid()} has ended without beginning a run of table" in capsys.readouterr().out
+
+
+def test_without_a_lease_a_run_is_watched_as_long_as_it_may_have_a_process() -> None:
+    table = memory_store()  # as a store that cannot keep one
+    run = start(table, "night")
+
+    found, shown = watched(table, *[lambda: None] * 360, lambda: label(table, run), *[lambda: None] * 800)
+
+    assert (found.run, found.end) == (run, None)
+    assert len(shown) == 361 + 720

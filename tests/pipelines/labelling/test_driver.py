@@ -177,11 +177,17 @@ def test_a_run_ends_with_what_it_planned_and_did() -> None:
     assert finished.run is not None
     end = read_end(world.objects, finished.run.run_id)
     assert end is not None
-    last_start = {"fetch_seconds": 0, "decode_seconds": 0, "network_seconds": 0, "requests": 0, "size_bytes": 0}
-    last_start |= {"node_hours": 0, "cost": None}
+    work = {"fetch_seconds": 0, "decode_seconds": 0, "network_seconds": 0, "requests": 0, "size_bytes": 0}
+    spent = {"node_hours": 0, "cost": None}
     assert (end.state, end.totals) == (
         "finished",
-        {"rows": 13, "detections": 13, "errors": {}, "last_start": last_start},
+        {
+            "rows": 13,
+            "detections": 13,
+            "errors": {},
+            "last_start": work | spent,
+            "all_attempts": {"attempts": 1, "images": 13, "seconds": 14.0, "work": work} | spent,
+        },
     )
     assert uris(world) == sorted(world.lake)
 

@@ -161,6 +161,26 @@ def test_a_process_that_proc_hides_is_alive_if_it_exists(
     assert is_dead(HERE, HERE) is not is_there
 
 
+@pytest.mark.parametrize("hidden", [FileNotFoundError, PermissionError])  # on macOS, in containers
+def test_without_proc_only_the_heartbeat_tells_that_a_holder_is_dead(
+    hidden: type[OSError], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with subprocess.Popen([sys.executable, "-c", "pass"]) as process:
+        process.wait()  # its number is free, as that of a process on another machine may be here
+    monkeypatch.setattr(Path, "read_text", Mock(side_effect=hidden))
+    here = this_process()
+    elsewhere = replace(here, host="another", pid=process.pid)
+    table = memory_store()
+    lease = acquire(table, elsewhere, token="a", now=NOW)
+
+    assert (here.boot, here.namespace, here.pid) == ("", "", os.getpid())
+    assert not is_dead(elsewhere, here)
+    assert current_holder(table, here, later(LEASE_SECONDS)) == lease.holder
+    with pytest.raises(LeaseHeld, match=r"its lease is taken over after 600 s\.$"):
+        acquire(table, here, token="b", now=later(LEASE_SECONDS))
+    assert acquire(table, here, token="b", now=later(LEASE_SECONDS + 1)).holder.token == "b"
+
+
 def test_of_two_that_take_over_at_once_one_is_refused() -> None:
     table = memory_store()
     acquire(table, ELSEWHERE, token="a", now=NOW)

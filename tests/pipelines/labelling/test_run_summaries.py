@@ -12,7 +12,7 @@ from pipelines.labelling.manifest import PlannedSegment, read_shard, segment_key
 from pipelines.labelling.plan import write_plan
 from pipelines.labelling.publish import commit_part, publish_group, verify_run
 from pipelines.labelling.run import Run, RunRequest, finish_run, run_key
-from pipelines.labelling.run_summaries import RunSummary, summarise_runs
+from pipelines.labelling.run_summaries import RunSummary, summarise_last_runs, summarise_runs
 from pipelines.labelling.seal import seal_run
 from pipelines.lake.lake_object import LakeObject
 from pipelines.lake.listing import Listing
@@ -94,6 +94,18 @@ def test_runs_are_reported_oldest_first_with_their_states_and_what_readers_see_o
         RunSummary("y", "sealed", "detr@1", NOW, LATER, 4, 4, 4, {"truncated": 2}, FP32),
         RunSummary("x", "labelling", "detr@1", NOW, None, 7, 3, 2, {"truncated": 2}, FP32),
     ]
+
+
+def test_ended_runs_without_images_do_not_count_among_the_last_ones() -> None:
+    table = memory_store()
+    for name, rows in (("a", 1), ("b", 1), ("c", 0), ("d", 1)):
+        start(table, name)
+        finish_run(table, name, now=LATER, totals={"rows": rows, "detections": 0, "errors": {}})
+
+    found, older = summarise_last_runs(table, 2)
+
+    assert ([run.run_id for run in found], older) == (["b", "d"], 1)
+    assert summarise_last_runs(table, 9)[1] == 0
 
 
 def test_a_run_that_is_still_planned_is_reported_with_what_there_is_of_its_plan() -> None:
