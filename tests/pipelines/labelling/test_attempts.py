@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 
 import pytest
-from pipelines.store.memory import MemoryStore
 
 from pipelines.caps import Caps, Meter
 from pipelines.errors import CapReached, RayDetrError
@@ -23,6 +22,7 @@ from pipelines.labelling.seal import seal_run
 from pipelines.lake.listing import Listing
 from pipelines.store import Store, StoreDown
 from pipelines.table.schema import NO_COLUMNS
+from tests.memory_store import MemoryStore
 from tests.simulation.world import Crash, Inline, LazyPlan, World, Writer, check_whole, small_segments
 
 NIGHT = 86_400.0
