@@ -99,8 +99,9 @@ def main(argv: Sequence[str] | None = None) -> None:
 def show(table: "Store", last: int | None, *, as_json: bool, must_exist: bool = True) -> None:
     """Print the newest `last` runs, or all, and the process that is writing the table."""
     from pipelines.clock import SystemClock
-    from pipelines.labelling.lease import is_free, last_holder, this_process
+    from pipelines.labelling.lease import is_free, last_holder
     from pipelines.labelling.run_summaries import summarise_last_runs, summarise_runs
+    from pipelines.labelling.writer_process import this_process
 
     now = SystemClock().now()
     last_process = last_holder(table)
@@ -127,9 +128,10 @@ def watch(table: "Store", last: int | None, *, as_json: bool) -> None:
     from jobs.progress import Drawing, line, shown
     from pipelines.clock import SystemClock
     from pipelines.errors import RayDetrError
-    from pipelines.labelling.lease import current_holder, this_process
+    from pipelines.labelling.lease import current_holder
     from pipelines.labelling.progress import Progress
     from pipelines.labelling.watch import watch_run
+    from pipelines.labelling.writer_process import this_process
 
     drawing: Drawing[Progress] = Drawing(
         is_running=lambda progress: progress.stage == "label",

@@ -10,20 +10,19 @@ from __future__ import annotations
 import json
 import logging
 import os
-import socket
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime
-from pathlib import Path
 from typing import Any, Final
 
 from pipelines.clock import Clock, SystemClock
 from pipelines.errors import LeaseHeld, RayDetrError
+from pipelines.labelling.writer_process import Process, is_dead, this_process
 from pipelines.store import AlreadyExists, Changed, Misconfigured, NotFound, Store, StoreError, join_uri
 from pipelines.store.local import LocalStore
-from pipelines.strict_json import Count, Time, read_record
+from pipelines.strict_json import Time, read_record
 
 LEASE_KEY: Final = "_lease.json"
 LOCK_KEY: Final = "_lease.lock"
@@ -33,20 +32,6 @@ TRIES_SECONDS: Final = 15.0  # for a heartbeat or a release: the next heartbeat 
 WAIT_SECONDS: Final = 5.0  # between two attempts to acquire a lease
 
 _logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class Process:
-    """A process of a machine. `started` and `boot` distinguish it from a later process with the same number.
-
-    `boot` and `namespace` identify the machine. They are empty where they are unknown, as without /proc on macOS.
-    """
-
-    host: str
-    boot: str
-    namespace: str
-    pid: Count
-    started: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,25 +52,6 @@ class Lease:
     holder: Holder
     etag: str | None
     is_new: bool = False
-
-
-def this_process() -> Process:
-    """Return this process in the form by which other processes of this machine recognise it."""
-    try:
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-        namespace = os.readlink("/proc/self/ns/pid")  # noqa: PTH115 - not a path: the kernel's number
-    except OSError:  # macOS has no /proc, and some containers hide these files
-        boot = namespace = ""
-    return Process(socket.gethostname(), boot, namespace, os.getpid(), _started(os.getpid()) or "")
-
-
-def is_dead(process: Process, here: Process) -> bool:
-    """Return whether a process is known to have ended: it ran on this machine and does not exist any more.
-
-    Machines without an identity (empty `boot`) are never the same: there only the age of the heartbeat tells.
-    """
-    is_neighbour = (process.boot, process.namespace) == (here.boot, here.namespace)
-    return is_neighbour and here.boot != "" and _started(process.pid) not in (process.started, _UNKNOWN)
 
 
 def is_free(holder: Holder, here: Process, now: datetime) -> bool:
@@ -360,7 +326,6 @@ def _wait_for(take: Callable[[], Any], wait_seconds: float, say: Callable[[str],
         clock.sleep(min(WAIT_SECONDS, left))
 
 
-_UNKNOWN = "unknown"  # when a process was started that exists, but of which /proc says nothing
 _ADVICE = "Wait for it (--wait-minutes), or stop it."
 
 
@@ -410,24 +375,3 @@ def _read(table: Store) -> tuple[Holder, str | None]:
 def _encode(holder: Holder) -> bytes:
     times = {name: getattr(holder, name).isoformat() for name in ("acquired_at", "heartbeat_at")}
     return (json.dumps({**asdict(holder), **times}, indent=2) + "\n").encode()
-
-
-def _started(pid: int) -> str | None:
-    """Return when a process of this machine was started, in the kernel's ticks; None if it has ended."""
-    try:
-        # after the name, which may contain anything, comes field 3, the state; field 22 is the time of its start
-        fields = Path("/proc", str(pid), "stat").read_text().rpartition(")")[2].split()
-        return None if fields[0] in "ZX" else fields[19]  # a zombie has ended
-    except (FileNotFoundError, ProcessLookupError, PermissionError):
-        return _UNKNOWN if _exists(pid) else None
-
-
-def _exists(pid: int) -> bool:
-    """Return whether a process exists: mounted with `hidepid`, /proc hides those of other users."""
-    try:
-        os.kill(pid, 0)
-    except PermissionError:
-        return True
-    except ProcessLookupError:
-        return False
-    return True

@@ -15,9 +15,10 @@ from typing import Final
 from pipelines.clock import SystemClock
 from pipelines.labelling.config import LabelConfig
 from pipelines.labelling.label import label
-from pipelines.labelling.lease import current_holder, this_process
+from pipelines.labelling.lease import current_holder
 from pipelines.labelling.outcome import ShardReport
 from pipelines.labelling.progress import Progress
+from pipelines.labelling.writer_process import this_process
 from pipelines.store import Store, StoreEntry, StoreError, join_uri, open_store
 
 _logger = logging.getLogger(__name__)

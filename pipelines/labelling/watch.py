@@ -8,11 +8,12 @@ from typing import Final
 
 from pipelines.clock import Clock
 from pipelines.labelling.attempts import Attempt, read_attempts
-from pipelines.labelling.lease import Holder, Process, current_holder, keeps_lease, last_holder
+from pipelines.labelling.lease import Holder, current_holder, keeps_lease, last_holder
 from pipelines.labelling.manifest import PlannedSegment, read_manifest
 from pipelines.labelling.progress import Progress
 from pipelines.labelling.publish import read_done
 from pipelines.labelling.run import End, Run, latest_run, read_end
+from pipelines.labelling.writer_process import Process
 from pipelines.store import Store
 
 POLL_SECONDS: Final = 5.0  # each poll lists the run twice, and reads its plan while that is being written

@@ -18,7 +18,7 @@ from jobs.exits import run as run_command
 from jobs.runs import main
 from pipelines.errors import RayDetrError, UsageError
 from pipelines.labelling.attempts import Attempt, Reason, write_attempt
-from pipelines.labelling.lease import LEASE_KEY, holding, this_process
+from pipelines.labelling.lease import LEASE_KEY, holding
 from pipelines.labelling.manifest import read_shard
 from pipelines.labelling.outcome import Work
 from pipelines.labelling.plan import write_plan
@@ -27,6 +27,7 @@ from pipelines.labelling.publish import commit_part, publish_group
 from pipelines.labelling.run import Run, RunRequest, finish_run
 from pipelines.labelling.seal import seal_run
 from pipelines.labelling.watch import Watched, watch_run
+from pipelines.labelling.writer_process import this_process
 from pipelines.lake.lake_object import LakeObject
 from pipelines.lake.listing import Listing
 from pipelines.store import Store, open_store

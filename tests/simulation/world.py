@@ -20,13 +20,14 @@ from unittest.mock import patch
 from pipelines.labelling.config import Selection
 from pipelines.labelling.driver import RunResult, run_labelling
 from pipelines.labelling.job import Environment, LabellingJob, Workforce
-from pipelines.labelling.lease import LEASE_KEY, LEASE_SECONDS, Lease, Process, acquire, release, renew
+from pipelines.labelling.lease import LEASE_KEY, LEASE_SECONDS, Lease, acquire, release, renew
 from pipelines.labelling.manifest import PlannedSegment, read_manifest, read_shard
 from pipelines.labelling.outcome import Failed, Outcome, ShardReport
 from pipelines.labelling.publish import commit_part
 from pipelines.labelling.run import Run, RunRequest, find_unfinished, list_runs
 from pipelines.labelling.settings import settings_text
 from pipelines.labelling.verify import verify_table
+from pipelines.labelling.writer_process import Process
 from pipelines.lake.lake_object import LakeObject
 from pipelines.lake.listing import Listing
 from pipelines.store import Blob, NotFound, StoreDown, StoreEntry

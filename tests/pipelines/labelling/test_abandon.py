@@ -10,11 +10,12 @@ import pytest
 from pipelines.clock import SystemClock
 from pipelines.errors import LeaseHeld, RayDetrError
 from pipelines.labelling.abandon import Abandoned, abandon_run
-from pipelines.labelling.lease import LEASE_KEY, acquire, this_process
+from pipelines.labelling.lease import LEASE_KEY, acquire
 from pipelines.labelling.manifest import PlannedSegment, read_shard
 from pipelines.labelling.plan import write_plan
 from pipelines.labelling.publish import commit_part, publish_group
 from pipelines.labelling.run import Run, RunRequest, finish_run, read_state
+from pipelines.labelling.writer_process import this_process
 from pipelines.lake.lake_object import LakeObject
 from pipelines.lake.listing import Listing
 from pipelines.store import Store

@@ -22,18 +22,17 @@ import pytest
 
 from pipelines.errors import LeaseHeld, RayDetrError
 from pipelines.labelling import lease as module
+from pipelines.labelling import writer_process
 from pipelines.labelling.lease import (
     LEASE_KEY,
     LEASE_SECONDS,
-    Process,
     acquire,
     current_holder,
     holding,
-    is_dead,
     release,
     renew,
-    this_process,
 )
+from pipelines.labelling.writer_process import Process, is_dead, this_process
 from pipelines.store import Blob, Denied, Misconfigured, Store, StoreDown, StoreEntry, open_store
 from pipelines.store.local import LocalStore
 from tests.memory_store import MemoryStore, memory_store
@@ -355,7 +354,7 @@ def test_a_heart_that_stops_for_an_unforeseen_reason_is_a_lost_lease(monkeypatch
 
 def test_a_dead_process_that_its_parent_has_not_asked_for_is_dead() -> None:
     process = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
-    alive = replace(HERE, pid=process.pid, started=module._started(process.pid) or "")
+    alive = replace(HERE, pid=process.pid, started=writer_process._started(process.pid) or "")
     assert not is_dead(alive, HERE)
     assert process.stdin is not None
     process.stdin.close()
