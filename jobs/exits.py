@@ -36,8 +36,15 @@ def print_stopped(reached: CapReached, about: Mapping[str, object], file: TextIO
     print(json.dumps({"stopped": str(reached), **about, **reached.details}, indent=2), file=file, flush=True)
 
 
-class _Terminated(SystemExit):
-    """SIGTERM, as opposed to a command that exits with the same code."""
+class _Sigterm:
+    """The handler of SIGTERM. It remembers the signal, because Ray replaces an exit during `ray.get` by its own."""
+
+    def __init__(self) -> None:
+        self.has_arrived = False
+
+    def __call__(self, _number: int, _frame: FrameType | None) -> NoReturn:
+        self.has_arrived = True
+        raise SystemExit(TERMINATED)
 
 
 def run(main: Callable[[Sequence[str] | None], None], argv: Sequence[str] | None = None) -> None:
@@ -48,7 +55,8 @@ def run(main: Callable[[Sequence[str] | None], None], argv: Sequence[str] | None
     """
     for stream in (sys.stdout, sys.stderr):
         _escape_what_it_cannot_encode(stream)
-    before = signal.signal(signal.SIGTERM, _terminated)
+    sigterm = _Sigterm()
+    before = signal.signal(signal.SIGTERM, sigterm)
     interrupts = Interrupts(INTERRUPTED)
     try:
         main(argv)
@@ -63,7 +71,7 @@ def run(main: Callable[[Sequence[str] | None], None], argv: Sequence[str] | None
         sys.exit(INTERRUPTED)
     except SystemExit as left:
         # the number of the signal: after Ray is imported, its handler replaces ours and exits with this code
-        if not isinstance(left, _Terminated) and left.code != int(signal.SIGTERM):
+        if not sigterm.has_arrived and left.code != int(signal.SIGTERM):
             raise
         print(f"terminated: {_next_step(left)}", file=sys.stderr)
         sys.exit(TERMINATED)
@@ -152,7 +160,3 @@ def _escape_what_it_cannot_encode(stream: object) -> None:
     """Make output escape characters that the terminal's encoding lacks, and names that are not UTF-8."""
     if isinstance(stream, io.TextIOWrapper) and stream.errors in ("strict", "surrogateescape"):
         stream.reconfigure(errors="backslashreplace")
-
-
-def _terminated(_number: int, _frame: FrameType | None) -> NoReturn:
-    raise _Terminated(TERMINATED)

@@ -184,6 +184,16 @@ def test_sigterm_ends_with_143_and_a_sentence() -> None:
     assert (done.returncode, done.stderr) == (143, "terminated: run the same command again to resume.\n")
 
 
+IN_RAY_GET = """
+    import ray, threading
+    with connected():
+        @ray.remote(num_cpus=0)
+        def wait():
+            time.sleep(60)
+        waiting = wait.remote()
+        threading.Timer(0.5, print, ("there",), {"flush": True}).start()
+        ray.get(waiting)  # raises SystemExit(1) instead of what the handler raises
+"""
 WHILE_CONNECTED = """
     with connected():
         print("there", flush=True)
@@ -224,7 +234,13 @@ CONNECTED_BY_ANOTHER_THREAD = """
 @pytest.mark.ray
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("when", "said"), [(WHILE_CONNECTED, ""), (AFTERWARDS, "given up\n"), (CONNECTED_BY_ANOTHER_THREAD, "given up\n")]
+    ("when", "said"),
+    [
+        (IN_RAY_GET, ""),
+        (WHILE_CONNECTED, ""),
+        (AFTERWARDS, "given up\n"),
+        (CONNECTED_BY_ANOTHER_THREAD, "given up\n"),
+    ],
 )
 def test_sigterm_is_ours_while_ray_is_connected_and_afterwards(when: str, said: str) -> None:
     imports = "import sys, time\nfrom jobs.exits import run\nfrom pipelines.cluster import connected\n"
