@@ -6,8 +6,8 @@ import csv
 import io
 import json
 import shutil
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from typing import IO, Any, Final
 
 import pyarrow as pa
@@ -15,6 +15,7 @@ import pyarrow as pa
 from pipelines.exports.formats import RowsWriter
 from pipelines.exports.image_urls import image_url
 from pipelines.exports.images import Categories, LabelledImage, Names, labelled_images
+from pipelines.exports.spool import SpoolFile
 
 MEGADETECTOR_VERSION: Final = "1.5"
 CSV_COLUMNS: Final = (
@@ -185,7 +186,7 @@ class _Spool:
     """Entries of a list in a temporary file, until the preceding part of the file is complete."""
 
     def __init__(self) -> None:
-        self._file = tempfile.TemporaryFile()  # noqa: SIM115 - closed by write_to
+        self._file = SpoolFile()
         self.count = 0
 
     def add(self, entry: object) -> None:
@@ -193,9 +194,8 @@ class _Spool:
         self.count += 1
 
     def write_to(self, sink: IO[bytes]) -> None:
-        with self._file:
-            self._file.seek(0)
-            shutil.copyfileobj(self._file, sink)
+        with closing(self._file):
+            shutil.copyfileobj(self._file.read_from_start(), sink)
 
 
 def _line(entry: object) -> bytes:

@@ -22,7 +22,7 @@ from pipelines.exports.documents import DOCUMENTS, LabelStudioTasks
 from pipelines.exports.formats import WRITERS, RowsWriter
 from pipelines.exports.iceberg import register_files
 from pipelines.exports.image_urls import refuse_unused
-from pipelines.exports.images import Names, common_names
+from pipelines.exports.images import Categories, Names, common_names
 from pipelines.exports.places import Folder, OneFile
 from pipelines.exports.trees import NUMBERED_ANEW, PAIRED_BY_STEM, TREES, EqualStems, Tree
 from pipelines.labelling.recorded_settings import COLUMN, RecordedSettings
@@ -240,8 +240,12 @@ class _Selection:
                 yield (rows if errors else rows.filter(pc.is_null(rows["error_kind"])))["uri"]
 
     def classes(self) -> dict[int, str]:
-        """Return the classes in the current rows: id -> name. Includes marked repeats: a mark does not renumber."""
-        found: dict[int, str] = {}
+        """Return the classes in the current rows: id -> name. Includes marked repeats: a mark does not renumber.
+
+        Raises:
+            RayDetrError: an id has two names.
+        """
+        found = Categories()
         for name, file, group, mask in self._groups():
             assert mask is not None, "formats of images have current rows only"
             leaves = [file.schema.column(index).path for index in range(len(file.schema))]
@@ -250,8 +254,9 @@ class _Selection:
                 boxes = rows["detections"].filter(mask.slice(start, len(rows))).combine_chunks().flatten()
                 ids, labels = boxes.field("category_id"), boxes.field("label").cast(pa.string())
                 pairs = pa.table({"id": ids, "label": labels}).group_by(["id", "label"]).aggregate([])
-                found |= zip(pairs["id"].to_pylist(), pairs["label"].to_pylist(), strict=True)
-        return found
+                for number, label in zip(pairs["id"].to_pylist(), pairs["label"].to_pylist(), strict=True):
+                    found.add_class(number, label, f"those of {name}")
+        return found.names
 
     def _groups(self) -> Iterator[tuple[str, pq.ParquetFile, int, pa.Array | None]]:
         """Yield each row group: name of its file, file, number, and which of its rows are current if only these are."""

@@ -132,9 +132,17 @@ class Categories:
             RayDetrError: an id has two names, for example from rows of two models.
         """
         for number, name in zip(image.category_ids, image.labels, strict=True):
-            known = self.names.setdefault(number, name)
-            if known != name:
-                raise RayDetrError(
-                    f"class {number} is {known!r} in some rows and {name!r} in that of {image.uri}, but this format "
-                    "has one name for each class. Give --model to export the rows of one model."
-                )
+            self.add_class(number, name, f"that of {image.uri}")
+
+    def add_class(self, number: int, name: str, place: str) -> None:
+        """Add a class.
+
+        Raises:
+            RayDetrError: the id has another name already.
+        """
+        known = self.names.setdefault(number, name)
+        if known != name:
+            raise RayDetrError(
+                f"class {number} is {known!r} in some rows and {name!r} in {place}, but this format has one name for "
+                "each class. Give --model to export the rows of one model."
+            )

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import io
 import json
-import tempfile
 from abc import abstractmethod
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -22,6 +21,7 @@ from pipelines.errors import UsageError, note_incomplete
 from pipelines.exports.documents import coco_boxes, coco_categories, coco_image
 from pipelines.exports.images import Categories, LabelledImage, Names, labelled_images
 from pipelines.exports.places import FILE_BYTES, INDEX_KEY, require_empty
+from pipelines.exports.spool import SpoolFile
 from pipelines.store import PutsFiles, Store, without_secrets
 
 
@@ -225,7 +225,7 @@ class CocoTree(Tree):
     def __init__(self, store: Store, names: Names, classes: Mapping[int, str]) -> None:
         """Use an empty folder."""
         super().__init__(store, names, classes)
-        self._file = tempfile.TemporaryFile()  # noqa: SIM115 - closed by __exit__
+        self._file = SpoolFile()
         self._images = _JsonList(self._file, b'{"images": [\n')
         self._open_results()
         self._part = 0
@@ -250,8 +250,7 @@ class CocoTree(Tree):
             self._put_results()
         categories = _line(coco_categories(self.categories))
         self._images.end(b'\n], "annotations": [], "categories": ' + categories + b"}\n")
-        self._file.seek(0)
-        self.put_file("images.json", self._file)
+        self.put_file("images.json", self._file.read_from_start())
 
     def _open_results(self) -> None:
         self._buffer = io.BytesIO()  # ready to be put: a list of lines takes twice the memory, and joining it more
@@ -267,7 +266,7 @@ class CocoTree(Tree):
 class _JsonList:
     """A JSON list that is written to a file, one line for each entry."""
 
-    def __init__(self, sink: IO[bytes], start: bytes) -> None:
+    def __init__(self, sink: IO[bytes] | SpoolFile, start: bytes) -> None:
         self.count = 0
         self._sink = sink
         self._sink.write(start)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import io
 import json
 import os
 import subprocess
@@ -10,12 +12,14 @@ import tracemalloc
 from contextlib import nullcontext
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pyarrow as pa
 import pytest
 
 from pipelines.clock import SystemClock
 from pipelines.errors import RayDetrError, UsageError
+from pipelines.exports import trees
 from pipelines.exports.config import ExportConfig
 from pipelines.exports.export import export
 from pipelines.exports.images import Names, common_names
@@ -24,6 +28,9 @@ from pipelines.marks.marks import Mark, accept_marks
 from pipelines.store import open_store
 from pipelines.table.schema import Detected, Origin, Row, encode, rows_to_table
 from tests.conftest import S3Server
+
+if TYPE_CHECKING:
+    from _typeshed import ReadableBuffer as Buffer
 
 ROOT = Path(__file__).parents[3]
 NOW = datetime(2026, 11, 28, 12, 0, tzinfo=UTC)
@@ -218,7 +225,32 @@ def test_a_class_number_with_two_names_is_refused(table: str, tmp_path: Path) ->
 
     with pytest.raises(RayDetrError, match=r"class 18 is 'dog' in some rows and 'cat' in that of .*Give --model"):
         exported(table, tmp_path / "out.json", "coco-dataset")
+    with pytest.raises(RayDetrError, match=r"class 18 is 'dog' in some rows and 'cat' in those of .*Give --model"):
+        exported(table, tmp_path / "yolo", "yolo")
     assert not (tmp_path / "out.json").exists()
+    assert not (tmp_path / "yolo").exists()  # the class names are known before the first of its many files
+
+
+class FullDisk(io.BytesIO):
+    """A temporary file on a disk that is full after the first image."""
+
+    def write(self, data: Buffer) -> int:
+        if self.tell() > 20:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return super().write(data)
+
+
+@pytest.mark.parametrize("kind", ["coco", "coco-dataset"])
+def test_a_full_temporary_folder_is_named_instead_of_that_of_the_export(
+    kind: str, table: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tempfile.TemporaryFile", FullDisk)
+    monkeypatch.setattr(trees, "FILE_BYTES", 1)  # so that results are written before
+
+    with pytest.raises(RayDetrError, match=r"^cannot write a temporary file to .*: No space .* set TMPDIR") as stop:
+        exported(table, tmp_path / ("out" if kind == "coco" else "out.json"), kind)
+    notes = getattr(stop.value, "__notes__", [])
+    assert ["is incomplete" in note for note in notes] == ([True] if kind == "coco" else [])
 
 
 @pytest.mark.parametrize(
