@@ -8,6 +8,7 @@ import shlex
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from urllib.parse import urlsplit
 
 import aiohttp
 from ray.exceptions import RayError
@@ -15,6 +16,7 @@ from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
 
 from pipelines.errors import RayDetrError
 from pipelines.remote_errors import first_line
+from pipelines.store import without_secrets
 
 LOCAL_DASHBOARD = "http://127.0.0.1:8265"
 STOP_SECONDS = 60  # between SIGTERM and SIGKILL when a job is stopped; Ray's default is 3
@@ -93,9 +95,11 @@ def connect(address: str | None = None) -> JobSubmissionClient:
     try:
         return JobSubmissionClient(address)
     except (OSError, RuntimeError, ValueError, RayError) as error:
+        login = urlsplit(address).netloc.rpartition("@")[0]
+        reason = first_line(error).replace(f"{login}@", "") if login else first_line(error)
         raise RayDetrError(
-            f"no Ray job server answers at {address}: {first_line(error).rstrip('.')}. Give the dashboard's address, "
-            "for example --address http://HEAD:8265, and set RAY_AUTH_TOKEN if the cluster requires a token."
+            f"no Ray job server answers at {without_secrets(address)}: {reason.rstrip('.')}. Give the dashboard's "
+            "address, for example --address http://HEAD:8265, and set RAY_AUTH_TOKEN if the cluster requires a token."
         ) from error
 
 

@@ -148,7 +148,12 @@ def _reason(error: BaseException, meter: Meter) -> tuple[Reason, str]:
         return meter.limit, meter.reason
     # another error may quote anything
     known = isinstance(error, RayDetrError | StoreError)
-    return "error", " ".join(str(error).split())[:_MOST_LETTERS] if known else type(error).__name__
+    return "error", _in_utf8(" ".join(str(error).split()))[:_MOST_LETTERS] if known else type(error).__name__
+
+
+def _in_utf8(text: str) -> str:
+    """Return a text whose bytes that are not UTF-8, of the names of files, are escaped."""
+    return text.encode(errors="backslashreplace").decode()
 
 
 def _read(table: Store, key: str) -> Attempt | None:

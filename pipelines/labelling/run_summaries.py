@@ -12,6 +12,7 @@ from pipelines.concurrently import map_concurrently
 from pipelines.errors import RayDetrError
 from pipelines.labelling.attempts import Attempt, Spent, read_attempts, total
 from pipelines.labelling.manifest import list_segments, read_complete, read_manifest, read_segment
+from pipelines.labelling.outcome import Work
 from pipelines.labelling.publish import THREADS, footer_totals, is_sealed_file, read_done
 from pipelines.labelling.run import (
     End,
@@ -159,7 +160,10 @@ def _spent(table: Store, run: Run, end: End) -> Spent | None:
     if not isinstance(recorded, Mapping):
         raise _damaged_end(table, run)
     try:
-        return record_of(Spent, {one.name: recorded.get(one.name) for one in fields(Spent)})
+        known = {one.name: recorded.get(one.name) for one in fields(Spent)}
+        if isinstance(known["work"], Mapping):  # of a later release, which may count more
+            known["work"] = {one.name: known["work"].get(one.name) for one in fields(Work)}
+        return record_of(Spent, known)
     except ValueError as error:
         raise _damaged_end(table, run) from error
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import re
 import secrets
 import time
 from collections.abc import Callable, Sequence
@@ -121,11 +122,14 @@ def predict(config: LabelConfig, *, images: int, on_progress: Callable[[Progress
 
 
 def _delete_left_folders(table: Store, config: LabelConfig) -> None:
-    """Delete the folders of trials that were killed: no process writes them, and nothing in them is new."""
+    """Delete the folders of trials that were killed: no process writes them, and nothing in them is new.
+
+    Other folders with such names, as of a table `_trial-new-model`, stay.
+    """
     folders: dict[str, list[StoreEntry]] = {}
     for entry in table.list(FOLDER):
         folder, slash, _ = entry.key.partition("/")
-        if slash:
+        if slash and re.fullmatch(rf"{FOLDER}[0-9a-f]{{16}}", folder):
             folders.setdefault(folder, []).append(entry)
     now = SystemClock().now()
     for folder, entries in folders.items():

@@ -40,7 +40,8 @@ class Watched:
 def watch_run(table: Store, *, here: Process, clock: Clock, show: Callable[[Progress], None]) -> Watched:
     """Show the progress of a table's run every few seconds, until it has ended or no process works on it.
 
-    The run is the unfinished one or, while a process holds the lease and has not begun its run yet, the next one.
+    The run is the unfinished one or, while a process holds the lease and has not begun its run yet, the next one. If
+    that process has finished a run and deletes its parts, it is this run; if it has sealed one, the next one.
     Images count when their shard is committed. `images_this_start` counts from the first poll.
 
     A lease without a holder is looked at twice, because another process may be taking it over. In a store that cannot
@@ -57,9 +58,13 @@ def watch_run(table: Store, *, here: Process, clock: Clock, show: Callable[[Prog
         StoreError: the store refused.
     """
     latest = latest_run(table)
-    ended = latest if latest is not None and read_end(table, latest.run_id) is not None else None
+    end = read_end(table, latest.run_id) if latest is not None else None
+    ended = latest if end is not None else None
     watched: _WatchedRun | None = None
-    seen: Holder | None = None
+    sealed: Watched | None = None
+    seen = current_holder(table, here, clock.now())
+    if end is not None and seen is not None and end.state == "finished" and end.ended_at >= seen.acquired_at:
+        return Watched(latest, end, seen)
     looks = 0  # without a holder, one after the other
     while True:
         # before the end of the run is read: a process records it first, and then releases the lease
@@ -72,8 +77,11 @@ def watch_run(table: Store, *, here: Process, clock: Clock, show: Callable[[Prog
                 watched = _WatchedRun(table, latest, clock)
         if watched is not None:
             end = read_end(table, watched.run.run_id)
-            if end is not None:
+            if end is not None and (end.state == "finished" or holder is None):
                 return Watched(watched.run, end, seen)
+            if end is not None:  # by `runs --abandon`, or by `label --new-run`, which begins the next run
+                ended, sealed, watched = watched.run, Watched(watched.run, end, holder), None
+                continue
             progress = watched.look()
             if looks > 1 and (keeps_lease(table) or watched.silent_seconds >= SILENT_SECONDS):
                 return Watched(watched.run, None, last_holder(table), read_attempts(table, watched.run.run_id))
@@ -81,7 +89,7 @@ def watch_run(table: Store, *, here: Process, clock: Clock, show: Callable[[Prog
         elif holder is not None:
             show(Progress(f"host {holder.process.host}, pid {holder.process.pid} has not begun a run yet"))
         elif seen is None or looks > 1:
-            return Watched(None, None, seen)
+            return sealed or Watched(None, None, seen)
         clock.sleep(POLL_SECONDS)
 
 

@@ -194,6 +194,16 @@ def test_a_failure_that_the_driver_has_posted_is_not_posted_again(
     assert [one["state"] for one in receiver.received] == ["started", "failed"]
 
 
+def test_the_end_of_a_driver_that_was_killed_after_it_had_posted_its_start_is_posted(
+    receiver: Receiver, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with notifying("label", "s3://lake/table"):
+        log = capsys.readouterr().err
+
+    assert submit(Cluster(-9, log), monkeypatch) == 137
+    assert [one["state"] for one in receiver.received] == ["started", "finished", "failed"]
+
+
 def test_a_failure_that_the_driver_could_not_send_is_posted_by_submit(
     receiver: Receiver, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -226,10 +236,11 @@ def test_a_job_that_cannot_be_submitted_is_posted(receiver: Receiver, monkeypatc
 
 
 def test_a_cluster_that_does_not_answer_is_posted(receiver: Receiver) -> None:
-    with pytest.raises(RayDetrError):
-        main(["--address", "http://127.0.0.1:9", "--slot", "1", "--", "label"])
+    with pytest.raises(RayDetrError, match=r"^no Ray job server answers at http://127\.0\.0\.1:9: ") as stop:
+        main(["--address", "http://admin:s3cr3t@127.0.0.1:9", "--slot", "1", "--", "label"])
 
     assert [(one["state"], one["place"]) for one in receiver.received] == [("failed", "label-1")]
+    assert "s3cr3t" not in f"{stop.value}{receiver.received}"
 
 
 def test_without_an_address_nothing_is_posted(receiver: Receiver, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -420,14 +420,56 @@ def test_a_watch_says_how_the_run_ended_and_its_exit_code(
         assert "run night-1 finished at 2026-11-22 18:15:03 UTC\n" in ended.err
         assert json.loads(ended.out)["runs"][0]["state"] == "finished"
 
+    with ExitStack() as process:
+
+        def abandon() -> None:
+            seal_run(table, run, now=NOW)
+            process.close()
+
+        process.enter_context(writing(table))
         run = start(table, "night-2")
         label(table, run)
-        at_the_next_poll(lambda: seal_run(table, run, now=NOW))
+        at_the_next_poll(abandon)
         with pytest.raises(
             RayDetrError, match=r"^run night-2 of table .* was sealed at 2026-11-22 18:15:03 UTC\. Publ"
         ):
             main(["--table", table.uri, "--watch"])
     assert "night-2  sealed" in capsys.readouterr().out
+
+
+def test_a_process_that_seals_a_run_is_watched_in_its_next_run(table: Store) -> None:
+    with writing(table):
+        old = start(table, "night-1")
+        found, shown = watched(
+            table,
+            lambda: seal_run(table, old, now=NOW),
+            lambda: start(table, "night-2"),
+            lambda: finish(table, "night-2"),
+        )
+
+    assert (found.run and found.run.run_id, found.end and found.end.state) == ("night-2", "finished")
+    assert [one.stage for one in shown] == [
+        "label", f"host {gethostname()}, pid {os.getpid()} has not begun a run yet", "label",
+    ]  # fmt: skip
+
+
+def test_a_run_whose_process_deletes_the_parts_has_finished(table: Store) -> None:
+    with writing(table):
+        run = start(table, "night")
+        finish_run(table, "night", now=datetime.now(UTC), totals={"rows": 0, "detections": 0, "errors": {}})
+        found, shown = watched(table)
+
+    assert (found.run, found.end and found.end.state, shown) == (run, "finished", [])
+
+
+def test_a_run_in_a_bucket_without_a_process_ends_the_watch_at_the_second_look() -> None:
+    table = memory_store()
+    with writing(table):
+        run = start(table, "night")
+
+    found, shown = watched(table, lambda: None)
+
+    assert (found.run, found.end, len(shown)) == (run, None, 1)
 
 
 def test_a_run_that_no_process_works_on_ends_the_watch_with_1(table: Store, capsys: pytest.CaptureFixture[str]) -> None:

@@ -135,6 +135,7 @@ def test_a_run_over_several_capped_nights_says_what_each_was_and_what_all_cost()
     [
         (RayDetrError("the power went."), "error", "the power went."),
         (StoreDown("no\nanswer"), "error", "no answer"),
+        (StoreDown("/caf\udce9: no answer"), "error", "/caf\\udce9: no answer"),
         (KeyError("s3://key:secret@lake"), "error", "KeyError"),
         (KeyboardInterrupt(), "interrupted", ""),
         (SystemExit(143), "terminated", ""),

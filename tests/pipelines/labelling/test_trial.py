@@ -128,24 +128,23 @@ def test_the_next_trial_deletes_what_a_killed_one_left_and_nothing_else(
 
     monkeypatch.setattr(trial, "label", label)
     table = open_store(str(tmp_path))
+    left, new, held = (f"_trial-{letter * 16}" for letter in "0af")
     keys = [
-        "_trial-left/_runs/a.json", "_trial-left/data/a.parquet",
-        "_trial-new/_runs/a.json", "_trial-new/data/a.parquet",
-        "_trial-held/_runs/a.json", "_trial-note", "data/_trial-x.parquet", "data/a.parquet",
+        f"{left}/_runs/a.json", f"{left}/data/a.parquet", f"{new}/_runs/a.json", f"{new}/data/a.parquet",
+        f"{held}/_runs/a.json", "_trial-new-model/_runs/a/end.json", "_trial-new-model/data/a.parquet",
+        "_trial-note", "data/_trial-x.parquet", "data/a.parquet",
     ]  # fmt: skip
-    with holding(
-        open_store(str(tmp_path / "_trial-held")), can_swap=False, token="t", wait_seconds=0.0, say=lambda _: None
-    ):
+    with holding(open_store(str(tmp_path / held)), can_swap=False, token="t", wait_seconds=0.0, say=lambda _: None):
         for key in keys:
             table.put(key, b"x")
         for path in [path for path in tmp_path.rglob("*") if path.is_file()]:
-            is_new = path.parent == tmp_path / "_trial-new" / "data"
+            is_new = path.parent == tmp_path / new / "data"
             os.utime(path, (time.time() - (60 if is_new else 2 * 86_400),) * 2)
         with pytest.raises(RayDetrError):
             predict(LabelConfig(("/lake",), str(tmp_path), "scenes", sample=100), images=9)
-        left = {entry.key for entry in table.list()}
+        there = {entry.key for entry in table.list()}
 
-    assert {key for key in keys if key not in left} == {"_trial-left/_runs/a.json", "_trial-left/data/a.parquet"}
+    assert {key for key in keys if key not in there} == {f"{left}/_runs/a.json", f"{left}/data/a.parquet"}
     assert [one.getMessage() for one in caplog.records] == [
-        f"deleted {table.uri.rstrip('/')}/_trial-left, the folder of a trial that was killed"
+        f"deleted {table.uri.rstrip('/')}/{left}, the folder of a trial that was killed"
     ]
