@@ -152,7 +152,7 @@ def render_page(template: str, title: str, made: datetime, values: Mapping[str, 
             "title": title,
             "made": made.astimezone(UTC).strftime("%Y-%m-%d %H:%M UTC"),
             "style": Markup(resource("page.css")),  # noqa: S704 - our own file
-            "script": Markup(resource("page.js")),  # noqa: S704 - our own file
+            "script": Markup(resource("announce.js") + resource("page.js")),  # noqa: S704 - our own files
             **values,
         }
     )
