@@ -16,6 +16,7 @@ from pipelines.benchmarks.records import Record, ratio, record
 from pipelines.benchmarks.report import Report, to_json, to_markdown
 from pipelines.benchmarks.roofline import known_card, most_images_per_s, usd_per_million
 from pipelines.benchmarks.rounds import OURS, Runner, Trial, Variant, alternate
+from pipelines.benchmarks.timing import FREED_MEMORY_NOTE, can_keep_freed_memory
 from pipelines.errors import RayDetrError
 
 
@@ -94,11 +95,16 @@ class Bench:
             raise SubjectFailed(f"{subject} failed: {trial.error}")
 
     def with_before(self, variant: Variant) -> list[Variant]:
-        """Return one of our variants, and the same of the other checkout if one is given."""
+        """Return one of our variants, and the same of the other checkout if one is given.
+
+        The other one has no note about freed memory if its code cannot keep it.
+        """
         if self.config.against is None:
             return [variant]
-        name = variant.name.replace("ours", "before", 1)
-        return [variant, replace(variant, name=name, code=self.config.against.resolve(), baseline=variant.name)]
+        name, code = variant.name.replace("ours", "before", 1), self.config.against.resolve()
+        is_wrong = variant.note == FREED_MEMORY_NOTE and not can_keep_freed_memory(code)
+        note = "" if is_wrong else variant.note
+        return [variant, replace(variant, name=name, code=code, baseline=variant.name, note=note)]
 
     def run_case(self, case: Case) -> None:
         """Measure all rounds of a case and add its records."""

@@ -139,3 +139,21 @@ def test_an_actor_on_a_gpu_leaves_the_allocator_as_it_is(monkeypatch: pytest.Mon
     monkeypatch.setattr(process_memory, "keep_freed_memory", lambda: pytest.fail("called"))
 
     keep_freed_memory_as_actors("cuda")
+
+
+@pytest.mark.parametrize("can_keep", [True, False])
+def test_a_row_of_another_checkout_says_that_freed_memory_is_kept_only_if_its_code_can(
+    can_keep: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(library_cases, "write_model", lambda _: None)
+    monkeypatch.setattr(library_cases, "_reference", lambda *_: tmp_path / "reference.npz")
+    for file in ("detr/__init__.py", *(["pipelines/process_memory.py"] if can_keep else [])):
+        (tmp_path / file).parent.mkdir()
+        (tmp_path / file).touch()
+    bench = Bench(BenchConfig("model", against=tmp_path), tmp_path, print)
+
+    ours, before = next(library_cases.model_cases(bench)).variants
+
+    assert ours.note == "freed memory is kept, as in actors of label"
+    assert before.note == (ours.note if can_keep else "")
+    assert bench.with_before(replace(ours, note="another"))[1].note == "another"
