@@ -16,6 +16,7 @@ from pipelines.benchmarks.records import Record, ratio, record
 from pipelines.benchmarks.report import Report, to_json, to_markdown
 from pipelines.benchmarks.roofline import known_card, most_images_per_s, usd_per_million
 from pipelines.benchmarks.rounds import OURS, Runner, Trial, Variant, alternate
+from pipelines.benchmarks.timing import FREED_MEMORY_NOTE, can_keep_freed_memory
 from pipelines.errors import RayDetrError
 
 
@@ -94,11 +95,16 @@ class Bench:
             raise SubjectFailed(f"{subject} failed: {trial.error}")
 
     def with_before(self, variant: Variant) -> list[Variant]:
-        """Return one of our variants, and the same of the other checkout if one is given."""
+        """Return one of our variants, and the same of the other checkout if one is given.
+
+        The other one has no note about freed memory if its code cannot keep it.
+        """
         if self.config.against is None:
             return [variant]
-        name = variant.name.replace("ours", "before", 1)
-        return [variant, replace(variant, name=name, code=self.config.against.resolve(), baseline=variant.name)]
+        name, code = variant.name.replace("ours", "before", 1), self.config.against.resolve()
+        is_wrong = variant.note == FREED_MEMORY_NOTE and not can_keep_freed_memory(code)
+        note = "" if is_wrong else variant.note
+        return [variant, replace(variant, name=name, code=code, baseline=variant.name, note=note)]
 
     def run_case(self, case: Case) -> None:
         """Measure all rounds of a case and add its records."""
@@ -169,7 +175,7 @@ class Bench:
             variant,
             trials[variant.name],
             primary=config.primary,
-            threads=config.threads,
+            threads=variant.threads,
             agreement=case.agreement(variant, good) if good else None,
         )
         compared = None
@@ -180,27 +186,23 @@ class Bench:
         if each is None or each.median <= 0:
             return found
         if config.price_per_hour is not None:
-            used, cores = self._priced_cores()
-            price = config.price_per_hour * used / cores
-            found = replace(found, usd_per_million=usd_per_million(each.median, price))
+            machine = machine_facts()["cores"]
+            cores = machine if config.primary == "wall" else variant.cores(machine)  # on a GPU, it pays for the machine
+            price = config.price_per_hour * cores / machine
+            found = replace(found, usd_per_million=usd_per_million(each.median, price), cores=cores)
         card = known_card(machine_facts()["gpu"] or "") if config.primary == "wall" and case.shape else None
         if card is not None and case.shape is not None:
             found = replace(found, roofline_share=1 / each.median / most_images_per_s(card, *case.shape))
         return found
 
-    def _priced_cores(self) -> tuple[int, int]:
-        """Return how many cores a measured process pays for, and of how many; on a GPU it pays for the machine."""
-        cores = machine_facts()["cores"]
-        return (cores if self.config.primary == "wall" else self.config.cores(cores)), cores
-
     def _price(self) -> str:
-        if self.config.price_per_hour is None:
+        priced = {one.cores for one in self.records if one.usd_per_million is not None}
+        if not priced:
             return ""
-        price = f"{self.config.price_per_hour:g} USD an hour for the machine"
-        used, cores = self._priced_cores()
-        if used == cores:
+        price, machine = f"{self.config.price_per_hour:g} USD an hour for the machine", machine_facts()["cores"]
+        if priced == {machine}:
             return price
-        return f"{price}, of which a process pays for {used} of {cores} cores, as if the others did the same work"
+        return f"{price}; a row pays for its share of the {machine} cores, as if the others did the same work"
 
     def _say(self, trial: Trial) -> None:
         what = f"{trial.variant}, round {trial.round + 1}" + (f", {trial.size} images" if trial.size else "")

@@ -105,7 +105,8 @@ def label_cases(bench: Bench) -> Iterator[Case]:
     folders = {size: linked_folder(bench.folder / f"lake_{size}", photographs[size]) for size in sizes}
     files = {size: sorted(folders[size].iterdir()) for size in sizes}
     tables = _Tables(bench, folders, files, read_names(Path(model)))
-    variants = bench.with_before(Variant("ours", "label_subjects:command", {"module": "jobs.label"}))
+    command = {"module": "jobs.label", "threads": config.threads}
+    variants = bench.with_before(Variant("ours", "label_subjects:command", command, actors=config.most_actors))
     variants += list(_label_peers(bench, model))
     judge = next((name for name in ("transformers pipeline", "Ray Data script", "Daft script") if name in
                   [variant.name for variant in variants]), "ours")  # fmt: skip

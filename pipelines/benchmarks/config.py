@@ -168,10 +168,10 @@ class BenchConfig:
         """The compared kind of cost: CPU seconds, or wall seconds on a GPU."""
         return "wall" if self.device == "cuda" else "cpu"
 
-    def cores(self, machine: int) -> int:
-        """Return how many of a machine's cores a measured process uses: its threads, in `label` those of its actors."""
-        actors = 1 if self.mode != "label" or self.actors is None else number_range(self.actors)[1]
-        return machine if actors is None else min(machine, self.threads * actors)
+    @property
+    def most_actors(self) -> int | None:
+        """The largest number of actors of the command in `label`; None for as many as the machine has cores for."""
+        return 1 if self.actors is None else number_range(self.actors)[1]
 
     @property
     def longest(self) -> int:

@@ -12,7 +12,7 @@ def command(settings: dict[str, Any], _folder: Path) -> dict[str, Any]:
     """Run one of the commands in this process, without ending it; return the exit code.
 
     Args:
-        settings: `module`, such as "jobs.label", and `arguments`, a list of strings.
+        settings: `module`, such as "jobs.label", and `arguments`, a list of strings, which set the number of threads.
         _folder: the benchmark's working folder, which the arguments contain if necessary.
     """
     sys.argv = [settings["module"], *settings["arguments"]]

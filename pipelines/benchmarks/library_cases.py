@@ -20,6 +20,7 @@ from pipelines.benchmarks.machine import installed
 from pipelines.benchmarks.photographs import photograph_files
 from pipelines.benchmarks.roofline import is_covered
 from pipelines.benchmarks.rounds import Trial, Variant
+from pipelines.benchmarks.timing import FREED_MEMORY_NOTE
 
 TRAIN_TOLERANCE = 1e-3  # of the loss, relative to the reference's
 
@@ -244,7 +245,7 @@ def _model_variants(bench: Bench, part: str, settings: Mapping[str, Any]) -> Ite
 
 
 def _note(bench: Bench) -> str:
-    return "freed memory is kept, as in actors of label" if bench.config.device == "cpu" else ""
+    return FREED_MEMORY_NOTE if bench.config.device == "cpu" else ""
 
 
 def _reference(bench: Bench, shape: tuple[int, int]) -> Path:

@@ -39,6 +39,7 @@ class Record:
         gpu: of the median round.
         roofline_share: share of the card's largest possible number of images per second.
         usd_per_million: cost of a million images at the given price.
+        cores: number of cores that it was charged for.
         load_average: of the machine when the trials began: smallest and largest.
         contended: other programs used the processor in at least one round.
         errors: of failed trials.
@@ -64,6 +65,7 @@ class Record:
     gpu: Mapping[str, Any] | None = None
     roofline_share: float | None = None
     usd_per_million: float | None = None
+    cores: int | None = None
     load_average: tuple[float, float] = (0.0, 0.0)
     contended: bool = False
     errors: tuple[str, ...] = ()

@@ -185,5 +185,6 @@ _COLUMNS: tuple[tuple[str, Callable[[Record], str | None]], ...] = (
         "USD per million",
         _if_agreed(lambda one: None if one.usd_per_million is None else f"{one.usd_per_million:.2f}"),
     ),
+    ("cores paid for", _if_agreed(lambda one: None if one.cores is None else str(one.cores))),
     ("notes", _notes),
 )

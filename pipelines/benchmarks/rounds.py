@@ -24,11 +24,12 @@ class Variant:
     Attributes:
         name: in tables; variants of one case have different names.
         subject: `module:function` below `pipelines.benchmarks`.
-        settings: arguments of the function.
+        settings: arguments of the function; `threads` of each of its processes that compute, if it is not one.
         version: of the measured library.
         baseline: name of the variant in the denominator of this one's ratio.
         code: the checkout whose `detr`, `pipelines` and `jobs` are measured.
         note: a note for readers of this row.
+        actors: processes that compute at the same time; None for as many as the machine has cores for.
     """
 
     name: str
@@ -38,6 +39,16 @@ class Variant:
     baseline: str = "ours"
     code: Path = OURS
     note: str = ""
+    actors: int | None = 1
+
+    @property
+    def threads(self) -> int:
+        """Number of threads of each process that computes."""
+        return int(self.settings.get("threads", 1))
+
+    def cores(self, machine: int) -> int:
+        """Return how many of a machine's cores compute: the threads of all actors."""
+        return machine if self.actors is None else min(machine, self.threads * self.actors)
 
 
 @dataclass(frozen=True, slots=True)

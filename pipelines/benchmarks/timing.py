@@ -7,11 +7,13 @@ from collections.abc import Callable, Iterator, Sequence, Sized
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from functools import partial
+from pathlib import Path
 from typing import Any, TypeVar
 
 WARM_UP_CALLS = 8  # at most; the compiler may run again in the second call
 Batch = TypeVar("Batch", bound=Sized)
 Result = TypeVar("Result")
+FREED_MEMORY_NOTE = "freed memory is kept, as in actors of label"
 ALIKE = 1.2  # two consecutive calls that differ by less than this are warm; on a busy machine they often differ by 1.1
 
 
@@ -100,10 +102,15 @@ def steady(
     return Steady(spent.images, spent.cpu_s, spent.wall_s, gpu)
 
 
+def can_keep_freed_memory(code: Path) -> bool:
+    """Return whether the code of a checkout has what `keep_freed_memory_as_actors` calls."""
+    return (code / "pipelines" / "process_memory.py").is_file()
+
+
 def keep_freed_memory_as_actors(device: str) -> None:
     """Set the allocator of this process as an actor of `label` does before its network runs on a CPU.
 
-    Earlier checkouts did not.
+    Earlier checkouts did not; see `can_keep_freed_memory`.
     """
     if device == "cpu" and importlib.util.find_spec("pipelines.process_memory") is not None:
         importlib.import_module("pipelines.process_memory").keep_freed_memory()

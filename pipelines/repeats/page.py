@@ -108,7 +108,7 @@ def render_places(
         "iou": config.iou,
         "marks": found.covered,
         "style": Markup(resource("page.css") + resource("pipelines.repeats:places.css")),  # noqa: S704 - our own files
-        "script": Markup(resource("pipelines.repeats:places.js")),  # noqa: S704 - our own file
+        "script": Markup(resource("announce.js") + resource("pipelines.repeats:places.js")),  # noqa: S704 - our own files
         "data": {
             "head": head_of(found.table),
             "places": [place.mark.as_json() for place in places],

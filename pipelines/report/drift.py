@@ -148,13 +148,14 @@ class ImageChanges:
         return int(np.isin(self.kinds, _CHANGED).sum())
 
     def drawn(self) -> tuple[tuple[Box, ...], tuple[tuple[int, int], ...]]:
-        """Return at most 100 boxes of class, score, four sides and role, changed ones first, and bins of the others.
+        """Return at most 100 boxes of class, score, four sides and role, and bins of the others.
 
-        Boxes below the threshold are drawn from a score of 0.05 on.
+        Changed ones are drawn first, then former places of those that moved. Boxes below the threshold are drawn from a
+        score of 0.05 on.
         """
         is_drawn = (self.kinds != _BELOW) | (self.scores >= LEAST_SCORE)
-        is_changed = np.isin(self.kinds, (*_CHANGED, _BEFORE))
-        ranked = np.lexsort((-self.scores, ~is_changed, ~is_drawn))
+        is_former = self.kinds == _BEFORE
+        ranked = np.lexsort((-self.scores, ~is_former, ~np.isin(self.kinds, _CHANGED), ~is_drawn))
         count = min(MOST_BOXES, int(is_drawn.sum()))
         left_out = ranked[count:]
         kept = np.sort(ranked[:count])
@@ -168,7 +169,7 @@ class ImageChanges:
                 strict=True,
             )
         )
-        return boxes, left_out_bins(self.scores[left_out[self.kinds[left_out] != _BEFORE]])
+        return boxes, left_out_bins(self.scores[left_out[~is_former[left_out]]])
 
 
 @dataclass(slots=True)

@@ -9,7 +9,7 @@ from typing import Any, Final
 import numpy as np
 
 from pipelines.report.examples import Example, left_out_bins
-from pipelines.report.page import Item, Page, PictureRow, render
+from pipelines.report.page import ROLES, Item, Page, PictureRow, render
 from pipelines.report.pictures import MOST_BYTES, Picture, unique
 from pipelines.store import without_secrets
 
@@ -18,6 +18,7 @@ LEAST_BYTES: Final = 4_000  # of a picture as text, for 96 pixels
 SHOWN_PICTURES: Final = 1_000  # of all galleries; a picture counts in each
 DRAWN_BOXES: Final = 25_000  # of all of these, about 50 bytes each
 LEAST_PICTURES: Final = 30  # of all galleries, however large the rest of the page is
+_BEFORE: Final = ROLES.index("before")
 
 
 def fitted(page: Page) -> tuple[Page, dict[str, Example], int]:
@@ -44,13 +45,19 @@ def limited_boxes(
 ) -> tuple[Sequence[Sequence[Any]], Sequence[tuple[int, int]]]:
     """Return at most this many boxes of a picture, in order, and the bins of those that are not drawn.
 
-    Changes and mistakes are kept first, then annotations, then the boxes with the highest scores.
+    Changes and mistakes are kept first, then former places of boxes that moved, then annotations, then the boxes with
+    the highest scores. Former places and annotations are in no bin.
     """
     if len(boxes) <= most:
         return boxes, more
-    ranks = [(len(box) < 7 or box[6] < 2, -np.inf if box[1] is None else -box[1]) for box in boxes]
+    roles = [box[6] if len(box) > 6 else 0 for box in boxes]
+    ranks = [
+        (2 if role < 2 else role == _BEFORE, -np.inf if box[1] is None else -box[1])
+        for box, role in zip(boxes, roles, strict=True)
+    ]
     kept = set(sorted(range(len(boxes)), key=ranks.__getitem__)[:most])
-    scores = [box[1] for place, box in enumerate(boxes) if place not in kept and box[1] is not None]
+    cut = [box for place, box in enumerate(boxes) if place not in kept and roles[place] != _BEFORE]
+    scores = [box[1] for box in cut if box[1] is not None]
     bins = dict(more)
     for number, count in left_out_bins(np.array(scores, np.float32)):
         bins[number] = bins.get(number, 0) + count

@@ -152,19 +152,21 @@ def render_page(template: str, title: str, made: datetime, values: Mapping[str, 
             "title": title,
             "made": made.astimezone(UTC).strftime("%Y-%m-%d %H:%M UTC"),
             "style": Markup(resource("page.css")),  # noqa: S704 - our own file
-            "script": Markup(resource("page.js")),  # noqa: S704 - our own file
+            "script": Markup(resource("announce.js") + resource("page.js")),  # noqa: S704 - our own files
             **values,
         }
     )
 
 
 def limits(pictures: int | None, boxes: int | None) -> str:
-    """Return a sentence about the pictures and boxes that a page of 5 MB leaves out; empty if it has all of them."""
+    """Return sentences about the pictures and boxes that a page of 5 MB leaves out; empty if it has all of them."""
     kept = [
         *([f"at most {pictures:,} pictures of each kind"] if pictures is not None else []),
         *([f"at most {boxes:,} boxes of each picture"] if boxes is not None else []),
     ]
-    return f"The page is kept under 5 MB: it has {' and '.join(kept)}." if kept else ""
+    uncounted = " Annotations and former places of moved boxes that it leaves out are in no count of boxes."
+    about_boxes = "" if boxes is None else uncounted
+    return f"The page is kept under 5 MB: it has {' and '.join(kept)}.{about_boxes}" if kept else ""
 
 
 def duration(seconds: float) -> str:

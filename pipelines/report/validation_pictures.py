@@ -36,7 +36,7 @@ class ValidationPictures:
     Attributes:
         pictures: in the form of the page.
         boxes: of each picture; at most 100 found ones.
-        limits: what the page leaves out to stay under 5 MB, as a sentence; empty if nothing.
+        limits: what the page leaves out to stay under 5 MB, in sentences; empty if nothing.
         more: of each picture, the found boxes that are not in `boxes`, counted by the bin of their score.
         classes: names, the most frequent first; class numbers of boxes are indices of this list.
         images: number of images in the shards.

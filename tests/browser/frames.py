@@ -29,3 +29,27 @@ def set_threshold(page: Page, value: float) -> None:
 def boxes_of(page: Page, gallery: str) -> int:
     show(page, gallery)
     return page.locator(f"#pictures-{gallery} rect.box").count()
+
+
+COUNT_ANNOUNCEMENTS = """async (steps) => {
+  let count = 0;
+  const observer = new MutationObserver((changes) => { count += changes.length; });
+  const live = [...document.querySelectorAll("[role=status], output")].filter((one) => one.ariaLive !== "off");
+  for (const one of live) observer.observe(one, { childList: true, characterData: true, subtree: true });
+  for (const step of steps) {
+    const control = document.querySelector(step[0]);
+    if (step.length === 1) control.click();
+    else { control.value = step[1]; control.dispatchEvent(new Event("input")); }
+    await new Promise((done) => requestAnimationFrame(() => setTimeout(done)));
+  }
+  window.dispatchEvent(new Event("resize"));
+  await new Promise((done) => setTimeout(done, 1000));
+  observer.disconnect();
+  return count;
+}"""
+
+
+def announcements(page: Page, *steps: tuple[str, float] | tuple[str]) -> int:
+    """Move controls to values, or click them, a frame each, and count the changes of texts that are announced."""
+    count: int = page.evaluate(COUNT_ANNOUNCEMENTS, steps)
+    return count

@@ -15,6 +15,7 @@ from pipelines.marks.marks import read_marks
 from pipelines.repeats.config import RepeatsConfig
 from pipelines.repeats.repeats import accept_file, write_places_page
 from pipelines.store import open_store
+from tests.browser.frames import announcements
 from tests.pipelines.repeats.fixed_camera import SIZE, STONES, picture_rows, publish
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
@@ -74,6 +75,14 @@ def test_what_is_ticked_is_in_the_file_and_what_is_not_is_not(page: Page, tmp_pa
     assert downloaded(page, tmp_path / "none.json") == []
     page.locator("#least").fill("15")
     assert len(downloaded(page, tmp_path / "one.json")) == 1
+
+
+def test_a_screen_reader_hears_the_count_once_the_slider_stands_still(page: Page) -> None:
+    assert 1 <= announcements(page, *(("#least", step) for step in (20, 19, 20, 18, 20, 17) * 3)) <= 2
+    expect(page.get_by_role("status").filter(has_text="places accepted")).to_have_text(
+        "2 of 3 places accepted, 40 detections"
+    )
+    assert announcements(page, ("#as-text summary",)) == 0
 
 
 def test_the_file_is_accepted_and_the_text_is_the_same(page: Page, tmp_path: Path, table: str) -> None:

@@ -6,12 +6,12 @@ import os
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Browser, FloatRect, Locator, Page
+from playwright.sync_api import Browser, FloatRect, Locator, Page, expect
 
 from pipelines.report.config import ReportConfig
 from pipelines.report.report import write_report
 from pipelines.table.schema import Detected
-from tests.browser.frames import boxes_of, set_threshold, settle, show
+from tests.browser.frames import announcements, boxes_of, set_threshold, settle, show
 from tests.pipelines.report.tables import dog_and_cat, picture, publish, row, write_table
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
@@ -169,9 +169,15 @@ def test_a_phone_folds_all_galleries_but_the_first_and_a_desktop_none(page: Page
 
 
 def test_a_screen_reader_hears_how_many_detections_a_movement_of_the_slider_leaves(page: Page) -> None:
-    assert page.get_by_role("status").filter(has=page.locator("#shown")).inner_text() == "6 detections"
+    expect(page.get_by_role("status").filter(has_text="detections")).to_have_text("6 detections")
     set_threshold(page, 0.75)
-    assert page.get_by_role("status").filter(has=page.locator("#shown")).inner_text() == "3 detections"
+    expect(page.get_by_role("status").filter(has_text="detections")).to_have_text("3 detections")
+
+
+def test_a_screen_reader_hears_one_count_for_many_movements_and_none_for_what_changes_no_count(page: Page) -> None:
+    assert announcements(page, ("#labels",), ("#labels",)) == 0
+    assert 1 <= announcements(page, *(("#threshold", step / 25) for step in range(20))) <= 2
+    expect(page.get_by_role("status").filter(has_text="detections")).to_have_text("3 detections")
 
 
 def test_a_box_lies_where_its_row_says(page: Page) -> None:

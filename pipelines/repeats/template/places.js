@@ -22,6 +22,7 @@ function redraw() {
   const chosen = accepted();
   byId("accepted").textContent = whole.format(chosen.length);
   byId("boxes").textContent = whole.format(chosen.reduce((sum, place) => sum + data.boxes[place.id], 0));
+  announceSoon(byId("count").textContent);
   if (byId("as-text").open) byId("text").value = selection();
 }
 

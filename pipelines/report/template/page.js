@@ -256,6 +256,7 @@ function drawCharts() {
   for (const number of visible) figures.classes[number].forEach((count, bin) => { scores[bin] += count; });
   const kept = sumFrom(scores, first);
   byId("shown").textContent = whole.format(kept);
+  announceSoon(`${whole.format(kept)} detections`);
   columns("scores", scores, `${whole.format(kept)} detections with a score of ${state.threshold.toFixed(2)} or more, ${whole.format(sumFrom(scores, 0) - kept)} below.`, (bin) => bin < first);
   const perImage = figures.boxes_per_image[Math.min(first, BINS - 1)];
   const images = Math.max(1, sumFrom(perImage, 0));

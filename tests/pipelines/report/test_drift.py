@@ -270,6 +270,22 @@ def test_of_more_than_100_boxes_the_changed_ones_are_drawn_first(tmp_path: Path)
     assert galleries["best"][0]["more"] == [[60, 1], [78, 9], [79, 10], [80, 1]]
 
 
+def test_of_more_than_100_boxes_one_that_moved_is_drawn_before_a_former_place(tmp_path: Path) -> None:
+    table, one = str(tmp_path / "table"), picture(tmp_path / "images", "a.png")
+    then = [[number % 10 * 8, number // 10 * 8, number % 10 * 8 + 7, number // 10 * 8 + 7] for number in range(60)]
+    names, ids = ("dog",) * 60, [18] * 60
+    publish(table, [row(one, Detected(ids, names, [0.9] * 60, then))], "old")
+    now = [[left + 1, top, right + 1, bottom] for left, top, right, bottom in then]
+    publish(table, [row(one, Detected(ids, names, [0.6] * 60, now))], "new", now=NOW + timedelta(days=1))
+
+    write_report(ReportConfig(table, tmp_path / "r.html", run_id="new", against="old"))
+
+    galleries = {gallery["id"]: gallery["items"] for gallery in data_of((tmp_path / "r.html").read_text())["galleries"]}
+    (item,) = galleries["drift"]
+    assert [box[6] for box in item["boxes"]] == [MOVED] * 60 + [BEFORE] * 40
+    assert "more" not in item
+
+
 def test_overlaps_are_shares_of_the_union() -> None:
     boxes = np.array([[0, 0, 10, 10], [0, 0, 0, 0]])
     others = np.array([[0, 0, 10, 10], [5, 0, 15, 10], [20, 20, 30, 30]])

@@ -13,11 +13,12 @@ from PIL import Image
 
 from pipelines.report.config import ReportConfig
 from pipelines.report.fitting import largest_limit, limited_boxes
+from pipelines.report.page import limits
 from pipelines.report.pictures import shrink
 from pipelines.report.report import write_report
 from pipelines.table.schema import Detected
 from tests.pipelines.report.tables import NOW, publish, row
-from tests.pipelines.report.test_drift import APPEARED, FOUND, MISSED, TRUTH, data_of
+from tests.pipelines.report.test_drift import APPEARED, BEFORE, FOUND, MISSED, MOVED, TRUTH, data_of
 
 SIZE = (160, 120)
 
@@ -100,6 +101,25 @@ def test_changes_mistakes_and_annotations_are_kept_before_right_boxes() -> None:
     assert [box[6] for box in kept] == [APPEARED, TRUTH, MISSED]
     assert list(more) == [(4, 2), (80, 2), (90, 1)]
     assert limited_boxes(boxes, [], 5) == (boxes, [])
+
+
+@pytest.mark.parametrize(("most", "formers"), [(25, 0), (50, 10)])
+def test_a_box_that_moved_is_one_box_with_its_former_place_which_is_cut_first(most: int, formers: int) -> None:
+    boxes = [[0, 0.5, 0, 0, 9, 9, MOVED]] * 40 + [[0, 0.9, 1, 1, 9, 9, BEFORE]] * 40
+
+    kept, more = limited_boxes(boxes, [], most)
+
+    drawn = [box for box in kept if box[6] != BEFORE]
+    assert len(kept) - len(drawn) == formers
+    assert len(drawn) + sum(count for _, count in more) == 40
+
+
+def test_the_sentence_about_fewer_boxes_says_which_of_them_no_count_has() -> None:
+    assert "Annotations" not in limits(30, None)
+    assert limits(None, 25).endswith(
+        "at most 25 boxes of each picture. Annotations and former places of moved boxes that it leaves out are in no "
+        "count of boxes."
+    )
 
 
 def test_the_limit_is_the_largest_that_fits() -> None:
