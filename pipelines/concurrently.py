@@ -1,7 +1,7 @@
 """Run functions in background threads: mapped over many items, or called at intervals."""
 
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from itertools import islice
@@ -42,7 +42,7 @@ def map_in_chunks(function: Callable[[T], R], things: Iterable[T], *, threads: i
 
 def map_small(
     function: Callable[[T], R], things: Sequence[T], *, is_small: Callable[[T], bool], threads: int
-) -> Iterator[R]:
+) -> Generator[R, None, None]:
     """Yield the results of a function for each item, in order: small neighbours concurrently, others one by one."""
     with ThreadPoolExecutor(threads) as pool:
         first = 0

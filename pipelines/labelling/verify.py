@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -105,17 +106,18 @@ def verify_table(
         is_finished = file.state == "finished"
         return list(check_table_file(table, file.entry, file.run, file.segment, is_finished=is_finished))
 
-    checks = map_small(check, left, is_small=lambda file: is_small(file.entry), threads=threads)
-    for file, found in zip(left, checks, strict=False):  # left early, at the deadline
-        findings.extend(found)
-        position = _Position(file.entry.key, position.findings + len(found))
-        done = replace(done, files=done.files + 1, images=done.images + _images([file]))
-        show(done)
-        if clock.monotonic() >= deadline:
-            break
-        if is_partial and clock.monotonic() >= saved_at + SAVE_SECONDS:
-            _write_position(table, run_id, position)
-            saved_at = clock.monotonic()
+    # closed here: otherwise one of its own threads may drop the last reference, and a thread cannot wait for itself
+    with closing(map_small(check, left, is_small=lambda file: is_small(file.entry), threads=threads)) as checks:
+        for file, found in zip(left, checks, strict=False):  # left early, at the deadline
+            findings.extend(found)
+            position = _Position(file.entry.key, position.findings + len(found))
+            done = replace(done, files=done.files + 1, images=done.images + _images([file]))
+            show(done)
+            if clock.monotonic() >= deadline:
+                break
+            if is_partial and clock.monotonic() >= saved_at + SAVE_SECONDS:
+                _write_position(table, run_id, position)
+                saved_at = clock.monotonic()
     if left and clock.monotonic() >= deadline:
         _write_position(table, run_id, position)
         return replace(done, findings=tuple(findings))

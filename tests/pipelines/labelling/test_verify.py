@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from datetime import UTC, datetime
 
 import pyarrow as pa
@@ -12,7 +13,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pipelines.concurrently import map_small
 from pipelines.errors import RayDetrError
+from pipelines.labelling import verify as verify_module
 from pipelines.labelling.duplicates import find_duplicate_rows
 from pipelines.labelling.manifest import PlannedSegment, read_shard, segment_key
 from pipelines.labelling.plan import write_plan
@@ -434,6 +437,14 @@ def test_what_time_ends_goes_on_where_it_stopped_and_begins_anew_when_it_is_thro
     ]
     assert go_on(100.0).is_complete
     assert go_on(100.0).files == 3
+
+
+def test_a_verification_that_time_ends_has_ended_its_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    kept: list[Generator[list[str], None, None]] = []  # with a reference, an iterator does not end by itself
+    monkeypatch.setattr(verify_module, "map_small", lambda *a, **more: kept.append(map_small(*a, **more)) or kept[0])
+
+    assert verify_table(fill(memory_store()), max_seconds=0.5, clock=Watch(1.0)).files == 1
+    assert inspect.getgeneratorstate(kept[0]) == inspect.GEN_CLOSED
 
 
 def test_where_each_run_alone_was_left_is_kept_apart() -> None:
