@@ -34,7 +34,7 @@ class HubAnswer:
         state: "answered": the hub listed its files. Otherwise the cache has them: "not asked", because they are of the
             commit that is asked for; "offline", because HF_HUB_OFFLINE is set; "limited", because the hub refuses
             further requests for now; "unreachable", because it does not answer.
-        reason: the message of the hub or of its client; "" where there is none.
+        reason: the message of the hub or of its client; empty if the hub answered or was not asked.
     """
 
     state: Literal["answered", "not asked", "offline", "limited", "unreachable"]

@@ -21,6 +21,7 @@ from pipelines.labelling.outcome import Work
 from pipelines.labelling.run import new_run_id, run_key
 from pipelines.store import AlreadyExists, NotFound, Store, StoreError, join_uri
 from pipelines.strict_json import Count, Time, read_record
+from pipelines.table.schema import storable
 
 _FOLDER: Final = "attempts/"
 _MOST_LETTERS: Final = 500  # of a message
@@ -148,12 +149,7 @@ def _reason(error: BaseException, meter: Meter) -> tuple[Reason, str]:
         return meter.limit, meter.reason
     # another error may quote anything
     known = isinstance(error, RayDetrError | StoreError)
-    return "error", _in_utf8(" ".join(str(error).split()))[:_MOST_LETTERS] if known else type(error).__name__
-
-
-def _in_utf8(text: str) -> str:
-    """Return a text whose bytes that are not UTF-8, of the names of files, are escaped."""
-    return text.encode(errors="backslashreplace").decode()
+    return "error", storable(" ".join(str(error).split()))[:_MOST_LETTERS] if known else type(error).__name__
 
 
 def _read(table: Store, key: str) -> Attempt | None:

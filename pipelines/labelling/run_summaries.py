@@ -49,8 +49,8 @@ class RunSummary:
         settings: the settings of these rows.
         attempts: the recorded attempts of a run that is not finished, oldest first. A process that was killed, or is
             still working, has no record.
-        spent: totals of all recorded attempts, with the one that finished the run; None if there are none, and for
-            runs that a release without these records finished.
+        spent: totals of all recorded attempts, with the one that finished the run; None without a record, as for
+            runs that an earlier release finished.
     """
 
     run_id: str

@@ -214,7 +214,7 @@ def rows_to_table(rows: Sequence[Row], kept_schema: pa.Schema = NO_COLUMNS, *, o
         "size": pa.array([row.size for row in rows], pa.int64()),
         "status": pa.array(["ok" if row.error_kind is None else "error" for row in rows], pa.string()),
         "error_kind": pa.array([row.error_kind for row in rows], pa.string()),
-        "error": pa.array([None if row.error is None else _storable(row.error) for row in rows], pa.string()),
+        "error": pa.array([None if row.error is None else storable(row.error) for row in rows], pa.string()),
         "width": pa.array([row.width for row in rows], pa.int32()),
         "height": pa.array([row.height for row in rows], pa.int32()),
         "taken_at": pa.array([row.taken_at for row in rows], pa.timestamp("ms")),
@@ -303,8 +303,8 @@ def read_metadata(file: pq.ParquetFile) -> dict[str, str]:
     }
 
 
-def _storable(text: str) -> str:
-    # an invalid byte in a file's name is a lone surrogate, which a table cannot store
+def storable(text: str) -> str:
+    """Return a text with escapes in place of lone surrogates (invalid bytes in a file's name), as UTF-8 requires."""
     return text.encode(errors="backslashreplace").decode()
 
 
