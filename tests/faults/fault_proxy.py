@@ -158,14 +158,20 @@ class FaultProxy:
                 return
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             with self._lock:
-                self._connections.add(connection)
+                is_serving = listener.fileno() >= 0
+                if is_serving:
+                    self._connections.add(connection)
+            if not is_serving:  # accepted as the proxy went down, which did not see it
+                _reset(connection)
+                return
             threading.Thread(target=self._serve, args=(connection,), daemon=True).start()
 
     def _serve(self, connection: socket.socket) -> None:
         try:
             with connection.makefile("rb") as incoming:
                 while (request := _read(incoming, connection)) is not None:
-                    if not self._answer(request, connection):
+                    # Linux hands out what arrives after the proxy went down, too, if this thread wakes late
+                    if not self._is_open(connection) or not self._answer(request, connection):
                         break
         except OSError:  # the client went away, or `go_down` came: it sees a broken connection as it should
             pass
@@ -174,6 +180,10 @@ class FaultProxy:
                 self._connections.discard(connection)
             with suppress(OSError):
                 connection.close()
+
+    def _is_open(self, connection: socket.socket) -> bool:
+        with self._lock:
+            return connection in self._connections
 
     def _answer(self, request: _Message, connection: socket.socket) -> bool:
         """Answer one request, well or badly; return whether the connection can go on."""

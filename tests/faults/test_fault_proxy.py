@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.client
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
@@ -95,15 +96,14 @@ def one(proxy: FaultProxy, method: str, path: str, body: bytes | None = None) ->
 
 
 def test_without_faults_it_passes_everything_on_and_keeps_the_connection(server: Server, proxy: FaultProxy) -> None:
-    client = Client(proxy)
     asked: list[tuple[str, str, bytes | None]]
     asked = [("GET", "/a", None), ("HEAD", "/a", None), ("DELETE", "/a", None), ("PUT", "/b?c=d", b"x" * 100_000)]
 
     answers, addresses = [], set()
-    for one_asked in asked:
-        answers.append(client.ask(*one_asked))
-        addresses.add(client.sock.getsockname())
-    client.close()
+    with closing(Client(proxy)) as client:
+        for one_asked in asked:
+            answers.append(client.ask(*one_asked))
+            addresses.add(client.sock.getsockname())
 
     assert answers == [(200, BODY), (200, b""), (204, b""), (200, b"")]
     assert len(addresses) == 1
@@ -165,17 +165,30 @@ def test_of_every_third_put_the_answer_is_lost_after_the_server_did_it(server: S
 
 
 def test_an_outage_resets_open_connections(proxy: FaultProxy) -> None:
-    client = Client(proxy)
-    client.ask("GET", "/a")
-
-    proxy.go_down(3600.0)
-
-    with pytest.raises(OSError, match=r"reset|closed|Broken pipe"):
+    with closing(Client(proxy)) as client:
         client.ask("GET", "/a")
-    client.close()
+
+        proxy.go_down(3600.0)
+
+        with pytest.raises(OSError, match=r"reset|closed|Broken pipe"):
+            client.ask("GET", "/a")
     assert proxy.injected["down"] == 1
     proxy.come_back()
     wait_until(lambda: one(proxy, "GET", "/a") == (200, BODY), 20, "its coming back")
+
+
+def test_an_outage_answers_nothing_even_where_a_request_overtakes_the_reset(
+    server: Server, proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with closing(Client(proxy)) as client:
+        client.ask("GET", "/a")
+
+        monkeypatch.setattr("tests.faults.fault_proxy._reset", lambda connection: None)
+        proxy.go_down(3600.0)
+
+        with pytest.raises(OSError, match="closed"):
+            client.ask("GET", "/a")
+    assert len(server.asked) == 1
 
 
 def test_a_short_outage_ends_by_itself(proxy: FaultProxy) -> None:
