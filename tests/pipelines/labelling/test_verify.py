@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import inspect
 import json
+import tracemalloc
 from collections.abc import Callable, Generator, Iterator, Sequence
 from datetime import UTC, datetime
+from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -25,7 +28,7 @@ from pipelines.labelling.seal import seal_run
 from pipelines.labelling.verify import Verification, verify_table
 from pipelines.lake.lake_object import LakeObject
 from pipelines.lake.listing import Listing
-from pipelines.store import Store
+from pipelines.store import Store, open_store
 from pipelines.table.schema import Detected, Origin, Row, decode, encode, read_metadata, rows_to_table
 from tests.memory_store import memory_store
 from tests.pipelines.labelling.runs import start_run
@@ -67,19 +70,21 @@ def start(table: Store, run_id: str) -> Run:
     return start_run(table, RunRequest("detr@1", "1", {}, 2, {}, run_id=run_id), now=NOW, tail="0001")[0]
 
 
-def plan(table: Store, run: Run, names: Sequence[str]) -> list[PlannedSegment]:
+def plan(table: Store, run: Run, names: Sequence[str], shard_images: int = 2) -> list[PlannedSegment]:
     def stream(after: str | None) -> Iterator[LakeObject]:
         return (LakeObject(name, "e", None, ("north",)) for name in names)
 
     listing = Listing((stream,), KEPT)
-    return list(write_plan(table, run.run_id, listing, lambda objects: [False] * len(objects), shard_images=2))
+    return list(
+        write_plan(table, run.run_id, listing, lambda objects: [False] * len(objects), shard_images=shard_images)
+    )
 
 
-def commit(table: Store, run: Run, shards: Sequence[int]) -> None:
+def commit(table: Store, run: Run, shards: Sequence[int], found: Detected = FOUND) -> None:
     """Commit shards, of which the first image is an error."""
     for shard in shards:
         rows = [
-            Row(item.uri, item.etag, detections=FOUND, kept=item.kept)
+            Row(item.uri, item.etag, detections=found, kept=item.kept)
             if place
             else Row(item.uri, item.etag, error_kind="truncated", kept=item.kept)
             for place, item in enumerate(read_shard(table, run.run_id, shard))
@@ -88,11 +93,13 @@ def commit(table: Store, run: Run, shards: Sequence[int]) -> None:
         commit_part(table, run.run_id, shard, rows_to_table(rows, KEPT, origin=origin), token="t")
 
 
-def whole_run(table: Store, run_id: str, names: Sequence[str]) -> None:
+def whole_run(
+    table: Store, run_id: str, names: Sequence[str], *, found: Detected = FOUND, shard_images: int = 2
+) -> None:
     run = start(table, run_id)
-    segments = plan(table, run, names)
+    segments = plan(table, run, names, shard_images)
     for segment in segments:
-        commit(table, run, segment.shards)
+        commit(table, run, segment.shards, found)
         publish_group(table, run, segment)
     totals = verify_run(table, run_id, "flat", segments)
     finish_run(table, run_id, now=NOW, totals={"rows": totals.rows, "detections": 0, "errors": {}})
@@ -488,3 +495,34 @@ def test_rows_that_a_live_run_adds_meanwhile_are_not_findings() -> None:
 
     assert verify(Live()) == ()  # type: ignore[arg-type]
     assert verify_table(table, clock=Watch()).files == 5
+
+
+def test_memory_is_that_of_one_row_group_however_large_a_file_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipelines.table.schema.ROW_GROUP_ROWS", 50)
+    scores = np.random.default_rng(1).random(400).tolist()
+    found = Detected([1] * 400, ("dog",) * 400, scores, [[0, 0, 1, 1]] * 400)
+
+    def peak(groups: int) -> int:
+        """Return the most bytes, of Python and of Arrow, that the verification of a table of one file takes."""
+        monkeypatch.setattr("pipelines.labelling.cutting.SEGMENT_SHARDS", groups)
+        monkeypatch.setattr("pipelines.labelling.manifest.SEGMENT_SHARDS", groups)
+        table = open_store(str(tmp_path / f"table-{groups}"))
+        names = [f"s3://b/{number:06}" for number in range(50 * groups)]
+        whole_run(table, "night-1", names, found=found, shard_images=50)
+        assert pq.ParquetFile(tmp_path / f"table-{groups}" / FIRST).num_row_groups == groups
+        pool, before = pa.proxy_memory_pool(pa.default_memory_pool()), pa.default_memory_pool()
+        pa.set_memory_pool(pool)
+        tracemalloc.start()
+        try:
+            assert verify_table(table, clock=Watch()).findings == ()
+            return int(tracemalloc.get_traced_memory()[1]) + pool.max_memory()
+        finally:
+            tracemalloc.stop()
+            pa.set_memory_pool(before)
+
+    peak(1)  # what is imported and remembered once
+    two, ten = peak(2), peak(10)
+
+    assert ten - two < two / 2, f"{two:,} and {ten:,} bytes"
