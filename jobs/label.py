@@ -108,7 +108,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             except RayDetrError as error:
                 if summary.within_budget:
                     raise
-                # without hiding that there are too many errors: another start finds nothing to label, and ends with 0
+                # without hiding that there are too many errors: the next attempt finds nothing to label and ends with 0
                 print(f"note: {error}", file=sys.stderr)
             else:
                 print(f"report: {page}", file=sys.stderr if args.json else result, flush=True)

@@ -103,7 +103,7 @@ def train(
         index = read_index(open_store(config.train, config.options))
         _check(config, index)
         store = open_store(config.run_uri, config.options)
-        require_create_only(store, what="a run", loss="two starts could lose each other's checkpoints")
+        require_create_only(store, what="a run", loss="two processes could lose each other's checkpoints")
         record, manifest = read_record(store), read_manifest(store)
         if record is not None and "sized_for" not in record.configuration:
             # begun with other sizes, or by a release whose sizes did not follow the model's
