@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 from pipelines.concurrently import map_concurrently, map_small
 from pipelines.errors import RayDetrError
 from pipelines.labelling.labelled_keys import KEY_BYTES, Keys
+from pipelines.labelling.mask_column import MASKS
 from pipelines.labelling.recorded_settings import RecordedSettings, columns_of
 from pipelines.parquet_files import is_small, open_for_rows, open_listed, parquet_of, text_bounds
 from pipelines.store import Store, StoreEntry, join_uri
@@ -75,6 +76,8 @@ def reject_republished_versions(
         "error": "the object changed during the run, back to a version that already has a row in the table",
         "detections": None,
     }
+    if MASKS.name in rows.column_names and pa.types.is_list(rows.schema.field(MASKS.name).type):
+        said[MASKS.name] = None
     for name, value in said.items():
         column = rows.schema.field(name)
         plain = rows[name].cast(column.type.value_type) if pa.types.is_dictionary(column.type) else rows[name]

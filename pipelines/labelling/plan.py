@@ -185,7 +185,7 @@ def write_plan(
     kept_schema = listing.kept_schema
     if index and not ended:
         kept_schema = read_kept_schema(table, run_id)
-        if _without_nulls(kept_schema, listing.kept_schema) != listing.kept_schema:
+        if _as_listed(kept_schema, listing.kept_schema) != listing.kept_schema:
             raise _other_types(run_id, kept_schema)
     selection = selection or Selection()
     if index:
@@ -214,11 +214,20 @@ def write_plan(
     write_complete(table, run_id, index - 1, position.counts)
 
 
-def _without_nulls(begun: pa.Schema, listed: pa.Schema) -> pa.Schema:
-    """Return the kept columns of a begun run; as text where earlier releases stored an empty column as nulls."""
+def _as_listed(begun: pa.Schema, listed: pa.Schema) -> pa.Schema:
+    """Return the kept columns of a begun run, with the types of today's lists for those that earlier releases planned.
+
+    They stored an empty column as nulls, and categories as a dictionary.
+    """
     if begun.names != listed.names:
         return begun
-    return pa.schema([new if pa.types.is_null(old.type) else old for old, new in zip(begun, listed, strict=True)])
+
+    def as_listed(old: pa.Field, new: pa.Field) -> pa.Field:
+        if pa.types.is_null(old.type):
+            return new
+        return old.with_type(old.type.value_type) if pa.types.is_dictionary(old.type) else old
+
+    return pa.schema([as_listed(old, new) for old, new in zip(begun, listed, strict=True)])
 
 
 def _fits(segment: Segment, kept_schema: pa.Schema) -> bool:

@@ -70,7 +70,8 @@ def seal_run(table: Store, run: Run, *, now: datetime) -> End:
     if kept is None:
         kept = _kept_of_rows(table, run)
     for index in range(last):
-        write_sealed_file(table, run, index, kept)
+        if index not in done.published:
+            write_sealed_file(table, run, index, kept)
     return end_run(table, run.run_id, End("sealed", now, {}))
 
 

@@ -11,6 +11,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipelines.errors import RayDetrError, UsageError
+from pipelines.lake.kept_types import plannable
 from pipelines.lake.lake_object import COMMENT, WITHOUT_URI, LakeObject, Listed, Skipped
 from pipelines.lake.list_addresses import check_no_secrets, check_sizes, check_stores, sizes, whole_uris
 from pipelines.lake.list_formats import (
@@ -114,7 +115,7 @@ def read_uri_table(store: Store, key: str, *, keep: Sequence[str] = ()) -> UriTa
         "uri": uris,
         "etag": table[etag_column].cast(pa.large_string()) if etag_column else pa.nulls(count, pa.large_string()),
         "size": sizes(table[size_column], name) if size_column else pa.nulls(count, pa.int64()),
-        **{column: _microseconds(table[column], column, name) for column in keep if column in table.column_names},
+        **{column: plannable(table[column], column, name) for column in keep if column in table.column_names},
     }
     rows = pa.table(columns)
     rows = rows.filter(pc.not_equal(rows["uri"], ""))  # nulls are not kept either
@@ -327,22 +328,3 @@ def _without_comments(rows: pa.Table) -> tuple[pa.Table, int]:
     kept = pa.array([not is_comment(uri) for uri in rows["uri"].to_pylist()])
     left = rows.filter(kept)
     return left, rows.num_rows - left.num_rows
-
-
-def _microseconds(column: pa.ChunkedArray, name: str, table: str) -> pa.ChunkedArray:
-    """Return times in microseconds, Python's unit, because a plan cannot store nanoseconds."""
-    kind = column.type
-    if pa.types.is_timestamp(kind) and kind.unit == "ns":
-        wanted = pa.timestamp("us", kind.tz)
-    elif pa.types.is_duration(kind) and kind.unit == "ns":
-        wanted = pa.duration("us")
-    elif pa.types.is_time64(kind) and kind.unit == "ns":
-        wanted = pa.time64("us")
-    else:
-        return column
-    try:
-        return column.cast(wanted)
-    except pa.ArrowInvalid as error:
-        raise RayDetrError(
-            f"keep: column {name!r} of {table} has fractions of a microsecond. Round it, or store it as text."
-        ) from error

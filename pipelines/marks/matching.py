@@ -122,7 +122,8 @@ class Matcher:
         lost = np.bincount(boxes.owners[~is_kept], minlength=len(rows)).astype(np.int64)
         rows = _with(rows, "detections", _filtered(column, found, is_kept, counts - lost))
         if _MASKS in rows.column_names:
-            masks = _one_array(rows[_MASKS])
+            # without those of errors: earlier releases kept the masks of images that changed during the run
+            masks = pc.if_else(column.is_valid(), _one_array(rows[_MASKS]), pa.scalar(None, rows[_MASKS].type))
             has_masks = np.asarray(masks.is_valid())
             if (pc.list_value_length(masks).fill_null(0).to_numpy(zero_copy_only=False) != counts * has_masks).any():
                 raise RayDetrError("a row has different numbers of masks and detections. Restore its file.")

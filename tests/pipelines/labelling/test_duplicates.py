@@ -11,6 +11,7 @@ import pytest
 
 from pipelines.errors import RayDetrError
 from pipelines.labelling.duplicates import reject_republished_versions
+from pipelines.labelling.mask_column import MASKS
 from pipelines.store import Blob, StoreEntry
 from pipelines.table.files import table_file_key
 from pipelines.table.schema import Detected, Origin, Row, encode, rows_to_table
@@ -91,6 +92,19 @@ def test_the_row_says_what_happened(table: Counted) -> None:
     )
     assert (second["status"], second["detections"], second["etag"]) == ("error", None, "1")
     assert (other["status"], other["error"], len(other["detections"])) == ("ok", None, 1)
+
+
+def test_the_row_has_no_masks_but_other_columns_of_that_name_stay(table: Counted) -> None:
+    rows = rows_of("now", ("b", "1"), ("c", "2"))
+    masks = pa.array([["of b"], ["of c"]], MASKS.type)
+    planned = pa.chunked_array([["2", "2"]])
+
+    settled = reject_republished_versions(table, "now", rows.append_column(MASKS, masks), planned, threads=1)
+    kept = rows.append_column("masks", pa.array(["yes", "no"]))
+
+    assert settled["masks"].to_pylist() == [None, ["of c"]]
+    assert settled.schema == rows.append_column(MASKS, masks).schema
+    assert reject_republished_versions(table, "now", kept, planned, threads=1)["masks"].to_pylist() == ["yes", "no"]
 
 
 @pytest.mark.parametrize(

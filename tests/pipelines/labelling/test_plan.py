@@ -444,6 +444,20 @@ def test_a_plan_that_an_earlier_release_began_with_an_empty_kept_column_is_resum
     assert read_planned(table, "run", 1)[1] == nulls
 
 
+def test_a_plan_that_an_earlier_release_began_with_categories_is_resumed() -> None:
+    table = memory_store()
+    categories = pa.schema([("n", pa.dictionary(pa.int8(), pa.string()))])
+    listed: list[Listed] = [LakeObject(f"s3://b/{number:03}", "e", 1, (f"{number % 2}",)) for number in range(70)]
+    next(write_plan(table, "run", listing_of(listed, categories), none_labelled, shard_images=1))
+
+    texts = listing_of(listed, pa.schema([("n", pa.string())]))
+    segments = list(write_plan(table, "run", texts, none_labelled, shard_images=1))
+
+    assert planned_uris(table, segments) == [[f"s3://b/{number:03}"] for number in range(70)]
+    assert [item.kept for shard in (0, 69) for item in read_shard(table, "run", shard)] == [("0",), ("1",)]
+    assert read_planned(table, "run", 1)[1] == categories
+
+
 def test_a_plan_has_the_places_of_images_inside_files_and_is_of_the_former_version_without_any() -> None:
     table = memory_store()
     kept = pa.schema([("offset", pa.int64())])  # a list may have a column of this name

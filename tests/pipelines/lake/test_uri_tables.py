@@ -173,6 +173,59 @@ def test_nanoseconds_that_would_be_lost_are_refused() -> None:
 
 
 @pytest.mark.parametrize(
+    ("values", "kind"),
+    [
+        (pa.array(["south", "north"]).dictionary_encode(), pa.string()),  # pandas' and Polars' categories
+        (pa.array([2, 1]).dictionary_encode(), pa.int64()),
+        (pa.array(["south", "north"], pa.string_view()), pa.string()),
+        (pa.array([b"s", b"n"], pa.binary_view()), pa.binary()),
+    ],
+    ids=["categories of text", "categories of numbers", "view of text", "view of bytes"],
+)
+def test_categories_and_views_are_kept_as_plain_values(values: pa.Array, kind: pa.DataType) -> None:
+    data = parquet({"uri": ["s3://b/2", "s3://b/1"], "k": values})
+
+    table = read_uri_table(store_with("x.parquet", data), "x.parquet", keep=("k",))
+
+    assert table.rows.schema.field("k").type == kind
+    assert [kept for *_, kept in table.after(None)] == [(value,) for value in reversed(values.to_pylist())]
+
+
+MICROSECONDS_9999 = 253_402_214_400_000_000  # 9999-12-31T00:00:00 since 1970
+
+
+@pytest.mark.parametrize(
+    ("kind", "last", "beyond"),
+    [
+        (pa.timestamp("us"), MICROSECONDS_9999 - 1, 2**63 - 1),  # infinity in databases
+        (pa.timestamp("us"), 0, -(2**63) + 1),
+        (pa.timestamp("ms", "Asia/Tokyo"), MICROSECONDS_9999 // 1_000 - 1, MICROSECONDS_9999),
+        (pa.timestamp("s"), MICROSECONDS_9999 // 10**6 - 1, MICROSECONDS_9999 // 10**6),
+        (pa.date32(), 2_932_896, 2_932_897),
+        (pa.date64(), 2_932_896 * 86_400_000, 2_932_897 * 86_400_000),
+        (pa.duration("s"), 86_399_999_999_999 - 86_400, 2**62),
+    ],
+    ids=["infinity", "minus infinity", "zone", "seconds", "days", "milliseconds of days", "duration"],
+)
+def test_times_that_python_cannot_represent_are_refused_before_a_run_begins(
+    kind: pa.DataType, last: int, beyond: int
+) -> None:
+    def read(value: int) -> list[object]:
+        numbers = pa.array([0, None, value], pa.int64())
+        column = numbers.cast(pa.int32()).cast(kind) if kind == pa.date32() else numbers.cast(kind)
+        data = parquet({"uri": ["s3://b/1", "s3://b/2", "s3://b/3"], "until": column})
+        return [
+            kept for *_, kept in read_uri_table(store_with("x.parquet", data), "x.parquet", keep=("until",)).after(None)
+        ]
+
+    assert len(read(last)) == 3
+    with pytest.raises(
+        RayDetrError, match=r"column 'until' of s3://lists/x\.parquet has times that Python cannot repres"
+    ):
+        read(beyond)
+
+
+@pytest.mark.parametrize(
     ("name", "data", "kind"),
     [
         ("x.csv", b"uri,size\ns3://b/1,2,3\n", "CSV"),
