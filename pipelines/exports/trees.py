@@ -22,7 +22,7 @@ from pipelines.exports.documents import coco_boxes, coco_categories, coco_image
 from pipelines.exports.images import Categories, LabelledImage, Names, labelled_images
 from pipelines.exports.places import FILE_BYTES, INDEX_KEY, require_empty
 from pipelines.exports.spool import SpoolFile
-from pipelines.store import PutsFiles, Store, without_secrets
+from pipelines.store import PutsFiles, Store, without_known_secrets
 
 
 class Tree:
@@ -130,7 +130,7 @@ class EqualStems:
         for column in columns if repeated else ():
             for uri in column.to_pylist():
                 if _hash(uri) in repeated:
-                    shown = without_secrets(uri)
+                    shown = without_known_secrets(uri)
                     stem = _stem(names.of(shown))
                     if stem in first:
                         raise UsageError(
@@ -141,7 +141,7 @@ class EqualStems:
 
 
 def _hash(uri: str) -> int:
-    return hash(_stem(Names().of(without_secrets(uri))))
+    return hash(_stem(Names().of(without_known_secrets(uri))))
 
 
 class YoloTree(Tree):

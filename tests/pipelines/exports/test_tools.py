@@ -25,7 +25,7 @@ from pipelines.exports.export import export
 from pipelines.exports.images import Names, common_names
 from pipelines.exports.trees import EqualStems
 from pipelines.marks.marks import Mark, accept_marks
-from pipelines.store import open_store
+from pipelines.store import open_store, without_known_secrets
 from pipelines.table.schema import Detected, Origin, Row, encode, rows_to_table
 from tests.conftest import S3Server
 
@@ -160,6 +160,41 @@ def test_voc_counts_pixels_from_one_to_the_last_one_inside(table: str, tmp_path:
     assert "<score>0.750000</score>" in text
 
 
+def test_images_of_the_web_that_differ_in_their_query_only_stay_different(tmp_path: Path) -> None:
+    table, uris = str(tmp_path / "table"), [f"https://cdn.example/img?id={number}" for number in (1, 2, 3)]
+    publish(table, "run-1", [row(uri) for uri in uris])
+
+    lines = exported(table, tmp_path / "out.csv", "csv").read_text().splitlines()[1:]
+    coco, tasks, megadetector = (
+        json.loads(exported(table, tmp_path / f"{kind}.json", kind).read_text())
+        for kind in ("coco-dataset", "labelstudio", "megadetector")
+    )
+
+    names = ["img?id=1", "img?id=2", "img?id=3"]
+    assert [line.partition(",")[0] for line in lines] == uris
+    assert [image["file_name"] for image in coco["images"]] == names
+    assert [task["data"]["image"] for task in tasks] == uris
+    assert [image["file"] for image in megadetector["images"]] == names
+    for kind, suffix in (("yolo", "txt"), ("voc", "xml")):
+        written = files(exported(table, tmp_path / kind, kind))
+        assert [Path(name).name for name in written if name.startswith(("labels/", "Annotations/"))] == [
+            f"{name}.{suffix}" for name in names
+        ]
+
+
+@pytest.mark.parametrize("kind", ["csv", "coco-dataset", "labelstudio", "megadetector", "coco", "voc"])
+def test_a_secret_that_got_into_a_table_is_not_exported(kind: str, tmp_path: Path) -> None:
+    """Lists with such addresses are refused; the rows are of another origin."""
+    table = str(tmp_path / "table")
+    publish(table, "run-1", [row("https://me:planted@h/a.jpg?w=600&token=planted"), row("https://h/b.jpg?w=600")])
+
+    export(ExportConfig(table, str(tmp_path / "out" / "x"), format=kind))  # type: ignore[arg-type]
+
+    text = "".join(f"{name} {(tmp_path / 'out' / name).read_text()}" for name in files(tmp_path / "out"))
+    assert "planted" not in text
+    assert "w=600" in text
+
+
 def test_a_folder_of_a_bucket_takes_such_files_too(table: str, moto: S3Server) -> None:
     out = f"{moto.bucket()}/out"
     export(ExportConfig(table, out, format="voc", options=moto.options()))
@@ -265,11 +300,9 @@ def test_a_full_temporary_folder_is_named_instead_of_that_of_the_export(
     ],
 )
 def test_names_are_relative_to_the_folder_of_all_and_stay_inside(uris: list[str], names: list[str]) -> None:
-    from pipelines.store import without_secrets
-
     found = common_names([pa.chunked_array([pa.array([uri])]) for uri in uris])
 
-    assert [found.of(without_secrets(uri)) for uri in uris] == names
+    assert [found.of(without_known_secrets(uri)) for uri in uris] == names
 
 
 @pytest.mark.parametrize(
