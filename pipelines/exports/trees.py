@@ -20,7 +20,7 @@ import pyarrow as pa
 from pipelines.errors import UsageError, note_incomplete
 from pipelines.exports.documents import coco_boxes, coco_categories, coco_image
 from pipelines.exports.images import Categories, LabelledImage, Names, labelled_images
-from pipelines.exports.places import FILE_BYTES, INDEX_KEY, require_empty
+from pipelines.exports.places import FILE_BYTES, put_index, require_empty
 from pipelines.exports.spool import SpoolFile
 from pipelines.store import PutsFiles, Store, without_known_secrets
 
@@ -64,8 +64,7 @@ class Tree:
     def finish(self, record: Mapping[str, object]) -> None:
         """Write the final files and the record."""
         self.add_end()
-        whole = {**record, "image_folder": self.names.folder, "files": self.files}
-        self._store.put(INDEX_KEY, _json(whole), create=True)
+        put_index(self._store, {**record, "image_folder": self.names.folder, "files": self.files})
 
     @abstractmethod
     def add_image(self, image: LabelledImage) -> None:
@@ -291,10 +290,6 @@ PAIRED_BY_STEM: Final = ("yolo", "voc")
 
 NUMBERED_ANEW: Final = ("yolo",)
 """The formats that number classes from 0 instead of using their ids."""
-
-
-def _json(value: object) -> bytes:
-    return (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode()
 
 
 def _line(entry: object) -> bytes:
