@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 from abc import abstractmethod
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -23,6 +24,9 @@ from pipelines.exports.images import Categories, LabelledImage, Names, labelled_
 from pipelines.exports.places import FILE_BYTES, put_index, require_empty
 from pipelines.exports.spool import SpoolFile
 from pipelines.store import PutsFiles, Store, without_known_secrets
+
+# XML 1.0 has only these characters; parsers read a carriage return as a line feed
+_NOT_IN_XML: Final = re.compile(r"[^\t\n\x20-\uD7FF\uE000-\uFFFD\U00010000-\U0010FFFF]")
 
 
 class Tree:
@@ -188,7 +192,7 @@ class VocTree(Tree):
         """Write the objects of an image."""
         name = self.names.of(image.uri)
         root = ElementTree.Element("annotation")
-        ElementTree.SubElement(root, "folder").text = PurePosixPath(name).parent.as_posix()
+        ElementTree.SubElement(root, "folder").text = _xml_text(PurePosixPath(name).parent.as_posix())
         ElementTree.SubElement(root, "filename").text = _xml_text(PurePosixPath(name).name)
         size = ElementTree.SubElement(root, "size")
         for side, pixels in zip(("width", "height", "depth"), (*image.size, 3), strict=True):
@@ -297,5 +301,4 @@ def _line(entry: object) -> bytes:
 
 
 def _xml_text(text: str) -> str:
-    # XML 1.0 does not allow control characters
-    return "".join(letter if letter >= " " or letter in "\t\n" else "?" for letter in text)
+    return _NOT_IN_XML.sub("?", text)

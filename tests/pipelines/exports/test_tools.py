@@ -13,6 +13,7 @@ from contextlib import nullcontext
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
+from xml.etree import ElementTree
 
 import pyarrow as pa
 import pytest
@@ -158,6 +159,20 @@ def test_voc_counts_pixels_from_one_to_the_last_one_inside(table: str, tmp_path:
 
     assert "<bndbox><xmin>11.000</xmin><ymin>21.000</ymin><xmax>60.000</xmax><ymax>40.000</ymax></bndbox>" in text
     assert "<score>0.750000</score>" in text
+
+
+def test_voc_is_xml_whatever_characters_names_and_classes_have(tmp_path: Path) -> None:
+    table, letters = str(tmp_path / "table"), "\x01\r\x1f\ufffe\uffff\t\n\x7f\ufffd\U0001f98a<&>"
+    shown = "?????\t\n\x7f\ufffd\U0001f98a<&>"
+    label = Detected([18], (f"dog{letters}",), [0.75], [[10, 20, 60, 40]])
+    publish(table, "run-1", [row(f"s3://lake/in{letters}/a{letters}.jpg", label), row("s3://lake/b.jpg", label)])
+
+    out = exported(table, tmp_path / "out", "voc")
+
+    root = ElementTree.parse(out / f"Annotations/in{letters}/a{letters}.xml").getroot()  # noqa: S314 - our own file
+    assert [root.findtext(key) for key in ("folder", "filename", "object/name")] == [
+        f"in{shown}", f"a{shown}.jpg", f"dog{shown}",
+    ]  # fmt: skip
 
 
 def test_images_of_the_web_that_differ_in_their_query_only_stay_different(tmp_path: Path) -> None:
