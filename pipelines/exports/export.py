@@ -37,6 +37,7 @@ from pipelines.store import (
     open_store,
     open_unflushed,
     split_uri,
+    without_known_secrets,
     without_secrets,
 )
 from pipelines.table.files import in_order_of_runs
@@ -193,7 +194,7 @@ def _place(config: ExportConfig, selection: _Selection) -> OneFile | Folder | Tr
         names = common_names(selection.uris(errors=kind == "megadetector"))
     if config.image_urls:
         columns = selection.uris(errors=False)
-        refuse_unused((without_secrets(uri) for one in columns for uri in one.to_pylist()), config.image_urls)
+        refuse_unused((without_known_secrets(uri) for one in columns for uri in one.to_pylist()), config.image_urls)
     if kind in TREES:
         classes = selection.classes() if kind in NUMBERED_ANEW else {}
         return TREES[kind](open_unflushed(config.out, config.options), names, classes)

@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 
 from pipelines.errors import RayDetrError
-from pipelines.store import without_secrets
+from pipelines.store import without_known_secrets
 
 SLICE_ROWS: Final = 256  # rows that are Python objects at a time
 DECIMALS: Final = 3  # of pixels; scores have 6
@@ -25,7 +25,7 @@ class LabelledImage:
     """One image and its N boxes, best first.
 
     Attributes:
-        uri: its address without secrets.
+        uri: its address in the table, without secrets that are known as such.
         width: pixels of the upright picture; None for an error row without a size.
         height: pixels of the upright picture; None for an error row without a size.
         error_kind: of the detection table; None without an error.
@@ -79,7 +79,7 @@ def labelled_images(rows: pa.Table) -> Iterator[LabelledImage]:
             uri, kind, error, width, height, model = values
             of_image = slice(start, stop)
             yield LabelledImage(
-                without_secrets(uri), width, height, kind, error, model,
+                without_known_secrets(uri), width, height, kind, error, model,
                 category_ids[of_image], labels[of_image], scores[of_image], boxes[of_image],
             )  # fmt: skip
 
@@ -107,7 +107,7 @@ def common_names(uris: Iterable[pa.ChunkedArray]) -> Names:
         for uri in column.to_pylist():
             if shared is not None and uri.startswith(shared):
                 continue
-            shown = without_secrets(uri)
+            shown = without_known_secrets(uri)
             shared = _parent(shown) if shared is None else shared
             while not shown.startswith(shared):
                 shared = _parent(shared)

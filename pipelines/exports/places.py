@@ -11,9 +11,9 @@ from typing import IO, Final
 
 import pyarrow as pa
 
-from pipelines.errors import UsageError, note_incomplete
+from pipelines.errors import RayDetrError, UsageError, note_incomplete
 from pipelines.exports.formats import RowsWriter
-from pipelines.store import Store
+from pipelines.store import Store, put_if_absent
 
 FILE_BYTES: Final = 64_000_000  # approximate size of a folder's files: each is in memory until it is put in one request
 INDEX_KEY: Final = "_export.json"
@@ -31,6 +31,20 @@ def require_empty(store: Store) -> None:
             f"{store.uri} is not empty: it contains {first.key}. Name another folder; if a stopped command has left "
             "this one, delete it and run the command again."
         )
+
+
+def put_index(store: Store, record: Mapping[str, object]) -> None:
+    """Write the record that makes the folder a complete export; a put whose answer was lost is repeated.
+
+    Raises:
+        RayDetrError: another export has written its record there.
+        StoreError: the store refused, or did not answer.
+    """
+    # unique, so that the record of another export of the same rows is not taken for this one
+    whole = {**record, "export_id": secrets.token_hex(8)}
+    data = (json.dumps(whole, indent=2, ensure_ascii=False) + "\n").encode()
+    if put_if_absent(store, INDEX_KEY, data) != data:
+        raise RayDetrError(f"another export wrote to {store.uri} at the same time, so its files may be of both.")
 
 
 class OneFile:
@@ -106,8 +120,7 @@ class Folder:
     def finish(self, record: Mapping[str, object]) -> None:
         """Write the last file, and the record."""
         self._put()
-        said = {**record, "files": self.files}
-        self._store.put(INDEX_KEY, (json.dumps(said, indent=2, ensure_ascii=False) + "\n").encode(), create=True)
+        put_index(self._store, {**record, "files": self.files})
 
     def _open(self) -> None:
         self._sink, self._images = io.BytesIO(), 0

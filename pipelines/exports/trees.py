@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 from abc import abstractmethod
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -20,9 +21,12 @@ import pyarrow as pa
 from pipelines.errors import UsageError, note_incomplete
 from pipelines.exports.documents import coco_boxes, coco_categories, coco_image
 from pipelines.exports.images import Categories, LabelledImage, Names, labelled_images
-from pipelines.exports.places import FILE_BYTES, INDEX_KEY, require_empty
+from pipelines.exports.places import FILE_BYTES, put_index, require_empty
 from pipelines.exports.spool import SpoolFile
-from pipelines.store import PutsFiles, Store, without_secrets
+from pipelines.store import PutsFiles, Store, without_known_secrets
+
+# XML 1.0 has only these characters; parsers read a carriage return as a line feed
+_NOT_IN_XML: Final = re.compile(r"[^\t\n\x20-\uD7FF\uE000-\uFFFD\U00010000-\U0010FFFF]")
 
 
 class Tree:
@@ -64,8 +68,7 @@ class Tree:
     def finish(self, record: Mapping[str, object]) -> None:
         """Write the final files and the record."""
         self.add_end()
-        whole = {**record, "image_folder": self.names.folder, "files": self.files}
-        self._store.put(INDEX_KEY, _json(whole), create=True)
+        put_index(self._store, {**record, "image_folder": self.names.folder, "files": self.files})
 
     @abstractmethod
     def add_image(self, image: LabelledImage) -> None:
@@ -130,7 +133,7 @@ class EqualStems:
         for column in columns if repeated else ():
             for uri in column.to_pylist():
                 if _hash(uri) in repeated:
-                    shown = without_secrets(uri)
+                    shown = without_known_secrets(uri)
                     stem = _stem(names.of(shown))
                     if stem in first:
                         raise UsageError(
@@ -141,7 +144,7 @@ class EqualStems:
 
 
 def _hash(uri: str) -> int:
-    return hash(_stem(Names().of(without_secrets(uri))))
+    return hash(_stem(Names().of(without_known_secrets(uri))))
 
 
 class YoloTree(Tree):
@@ -189,7 +192,7 @@ class VocTree(Tree):
         """Write the objects of an image."""
         name = self.names.of(image.uri)
         root = ElementTree.Element("annotation")
-        ElementTree.SubElement(root, "folder").text = PurePosixPath(name).parent.as_posix()
+        ElementTree.SubElement(root, "folder").text = _xml_text(PurePosixPath(name).parent.as_posix())
         ElementTree.SubElement(root, "filename").text = _xml_text(PurePosixPath(name).name)
         size = ElementTree.SubElement(root, "size")
         for side, pixels in zip(("width", "height", "depth"), (*image.size, 3), strict=True):
@@ -293,14 +296,9 @@ NUMBERED_ANEW: Final = ("yolo",)
 """The formats that number classes from 0 instead of using their ids."""
 
 
-def _json(value: object) -> bytes:
-    return (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode()
-
-
 def _line(entry: object) -> bytes:
     return json.dumps(entry, ensure_ascii=False, allow_nan=False).encode()
 
 
 def _xml_text(text: str) -> str:
-    # XML 1.0 does not allow control characters
-    return "".join(letter if letter >= " " or letter in "\t\n" else "?" for letter in text)
+    return _NOT_IN_XML.sub("?", text)

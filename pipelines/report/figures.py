@@ -11,7 +11,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from pipelines.report.rows import SETTINGS, Classes, Rows
-from pipelines.store import without_secrets
+from pipelines.store import without_known_secrets
 
 SCORE_BINS: Final = 100  # so that the page's counts are exact at every position of its slider
 MOST_BOXES: Final = 20  # images with more are counted together
@@ -93,7 +93,7 @@ class Figures:
             self.errors[kind] += 1
             examples = self.error_examples.setdefault(kind, [])
             if len(examples) < ERROR_EXAMPLES:
-                examples.append((without_secrets(row["uri"]), row["error"] or ""))
+                examples.append((without_known_secrets(row["uri"]), row["error"] or ""))
 
     def settings(self) -> dict[str, int]:
         """Return the number of images by settings, the most frequent first."""

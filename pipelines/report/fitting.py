@@ -11,7 +11,7 @@ import numpy as np
 from pipelines.report.examples import Example, left_out_bins
 from pipelines.report.page import ROLES, Item, Page, PictureRow, render
 from pipelines.report.pictures import MOST_BYTES, Picture, unique
-from pipelines.store import without_secrets
+from pipelines.store import without_known_secrets
 
 PAGE_BYTES: Final = 4_950_000
 LEAST_BYTES: Final = 4_000  # of a picture as text, for 96 pixels
@@ -81,7 +81,8 @@ def _limited(page: Page, pictures: int, drawn: int) -> tuple[Page, dict[str, Exa
         galleries=limited(page.galleries),
         comparisons=[replace(part, galleries=limited(part.galleries)) for part in page.comparisons],
         pictures={
-            uri: Picture(without_secrets(uri), None, one.width or 0, one.height or 0) for uri, one in shown.items()
+            uri: Picture(without_known_secrets(uri), None, one.width or 0, one.height or 0)
+            for uri, one in shown.items()
         },
         most_pictures=of_row if of_row < longest else None,
         most_boxes=of_item if any(length > of_item for length in lengths) else None,

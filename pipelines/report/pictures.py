@@ -15,7 +15,16 @@ from typing import TYPE_CHECKING, Final, TypeVar
 
 from pipelines.lake.members import split_member
 from pipelines.report.examples import Example
-from pipelines.store import Misconfigured, NotFound, StoreDown, StoreError, Stores, split_uri, without_secrets
+from pipelines.store import (
+    Misconfigured,
+    NotFound,
+    StoreDown,
+    StoreError,
+    Stores,
+    split_uri,
+    without_known_secrets,
+    without_secrets,
+)
 from pipelines.store.uris import LOCAL_ROOT
 
 if TYPE_CHECKING:
@@ -136,7 +145,7 @@ def _fitted(image: Image.Image, longest: int) -> Image.Image:
 
 
 def _load(example: Example, reader: PictureReader, budget: int) -> Picture:
-    shown = without_secrets(example.uri)
+    shown = without_known_secrets(example.uri)
 
     def small(pixels: Tensor) -> tuple[str, int, int]:
         return encode_picture(to_image(pixels, MOST_PIXELS), budget), pixels.shape[2], pixels.shape[1]

@@ -15,7 +15,7 @@ from typing import Final
 from detr.classes import Category
 from pipelines.errors import RayDetrError
 from pipelines.review.config import Choice
-from pipelines.store import Store, join_uri, put_if_absent, without_secrets
+from pipelines.store import Store, join_uri, put_if_absent, without_known_secrets, without_secrets
 from pipelines.strict_json import Count, Time, parse_object, record_of
 
 REVIEWS: Final = "_reviews/"
@@ -50,8 +50,13 @@ class ReviewImage:
 
     @property
     def shown_uri(self) -> str:
-        """The address without secrets, as in files for correction."""
-        return without_secrets(self.uri)
+        """The address without known secrets, as in files for correction."""
+        return without_known_secrets(self.uri)
+
+    @property
+    def shown_uris(self) -> tuple[str, ...]:
+        """The addresses that files for correction may have: earlier releases left out all values of a web query."""
+        return tuple(dict.fromkeys((self.shown_uri, without_secrets(self.uri))))
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,7 @@ from pipelines.exports.images import DECIMALS, LabelledImage
 from pipelines.report.drift import Drift, EarlierRun
 from pipelines.report.examples import Top, doubts, drawn
 from pipelines.report.rows import Classes, Rows
-from pipelines.store import without_secrets
+from pipelines.store import without_known_secrets
 
 _SCORE_DECIMALS: Final = 6
 _COLUMNS: Final = ("uri", "etag", "size", "width", "height", "model", "run_id")
@@ -61,7 +61,7 @@ class Converter:
         kept = np.flatnonzero((scores >= self.threshold) & is_used)
         of_row = {name: rows.table[name][row].as_py() for name in _COLUMNS}
         image = LabelledImage(
-            uri=without_secrets(of_row["uri"]),
+            uri=without_known_secrets(of_row["uri"]),
             width=of_row["width"],
             height=of_row["height"],
             error_kind=None,

@@ -61,10 +61,11 @@ class ExportedImages:
         ]
         self._by_id = {f"{one.batch}/{one.place}": one for one in self.images}
         self._by_uri: dict[str, ExportedImage | None] = {}
+        newest: dict[str, int] = {}
         for one in self.images:  # the newest of several batches counts; two images of one batch are ambiguous
-            other = self._by_uri.get(one.image.shown_uri)
-            is_ambiguous = other is not None and other.batch == one.batch
-            self._by_uri[one.image.shown_uri] = None if is_ambiguous else one
+            for uri in one.image.shown_uris:
+                self._by_uri[uri] = None if newest.get(uri) == one.batch else one
+                newest[uri] = one.batch
 
     def find(self, review_id: object, uri: object) -> ExportedImage | None:
         """Return the image of a task by its `review` or, if that is missing, by its address.
@@ -76,7 +77,7 @@ class ExportedImages:
         if not isinstance(review_id, str):
             return self._by_uri.get(uri) if isinstance(uri, str) else None
         found = self._by_id.get(review_id)
-        is_other = found is not None and isinstance(uri, str) and uri != found.image.shown_uri
+        is_other = found is not None and isinstance(uri, str) and uri not in found.image.shown_uris
         return None if is_other else found
 
 

@@ -36,6 +36,7 @@ from pipelines.store.uris import (
     join_uri,
     scheme_of,
     split_uri,
+    without_known_secrets,
     without_secrets,
 )
 
@@ -79,5 +80,6 @@ __all__ = [
     "scheme_of",
     "split_uri",
     "transfer_seconds",
+    "without_known_secrets",
     "without_secrets",
 ]

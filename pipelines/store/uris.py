@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Callable
 from urllib.parse import unquote
 
 LOCAL_ROOT = "file:///"
@@ -84,18 +85,23 @@ def file_name(uri: str) -> str:
 
 
 def without_secrets(uri: str) -> str:
-    """Return the URI without secrets: no `user:password@`, and no values in the query of a web address.
+    """Return the URI for a message without secrets: no `user:password@`, no values in the query of a web address.
 
     A signed web address has its signature in the query; which values are secret depends on the host. From keys of other
     stores, in which `?` is an ordinary character, only signatures are removed.
     """
     scheme = scheme_of(uri)
-    shown = uri
-    for user in _USERS if scheme not in ("", "file") else ():
-        shown = user.sub(r"\1", shown)
-    return _QUERY_VALUE.sub(
-        lambda found: f"{found[1]}=..." if scheme in _WEB or _is_secret(scheme, found[1]) else found[0], shown
-    )
+    return _without(uri, lambda name: scheme in _WEB or _is_secret(scheme, name))
+
+
+def without_known_secrets(uri: str) -> str:
+    """Return the address of a row for a file that is made of it: without what `has_secret` recognises.
+
+    Other values in the query of a web address remain: they may be all that distinguishes two images. Lists and commands
+    refuse addresses with a secret, so only rows of other origin change.
+    """
+    scheme = scheme_of(uri)
+    return _without(uri, lambda name: _is_secret(scheme, name))
 
 
 def has_secret(uri: str) -> bool:
@@ -124,6 +130,13 @@ def check_no_secret(name: str, uri: str, *, instead: str) -> None:
     """
     if has_secret(uri):
         raise ValueError(f"{name}: the address {without_secrets(uri)} {GIVES_ACCESS} {instead}")
+
+
+def _without(uri: str, is_hidden: Callable[[str], bool]) -> str:
+    shown = uri
+    for user in _USERS if scheme_of(uri) not in ("", "file") else ():
+        shown = user.sub(r"\1", shown)
+    return _QUERY_VALUE.sub(lambda found: f"{found[1]}=..." if is_hidden(found[1]) else found[0], shown)
 
 
 def _is_secret(scheme: str, name: str) -> bool:

@@ -17,6 +17,7 @@ from pipelines.exports.config import ExportConfig, Format
 from pipelines.exports.export import ExportSummary, export
 from pipelines.labelling.run import RunRequest, begin_run, finish_run, latest_run
 from pipelines.store import open_store
+from pipelines.store.local import LocalStore
 from pipelines.table.schema import NO_COLUMNS, SCHEMA, Detected, Origin, Row, encode, rows_to_table
 from tests.conftest import S3Server
 from tests.pipelines.exports.documented_query import documented_query
@@ -101,9 +102,33 @@ def test_a_folder_gets_files_of_a_size_and_a_record_at_last(
         "_export.json",
     ]
     assert [row["uri"] for row in pq.read_table(tmp_path / "out").to_pylist()] == ["a", "b", "a"]
-    assert json.loads((tmp_path / "out" / "_export.json").read_text()) == {
+    record = json.loads((tmp_path / "out" / "_export.json").read_text())
+    assert len(record.pop("export_id")) == 16
+    assert record == {
         "table": open_store(table).uri, "rows": 3, "latest": False, "model": None, "settings": None, "files": 2,
     }  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "yolo"])
+def test_a_record_whose_answer_was_lost_is_complete_and_that_of_another_export_is_an_error(
+    kind: Format, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table, first = str(tmp_path / "table"), tmp_path / "first"
+    publish(table, "run-1", [Row("a", "1", 9, 8, 4, TAKEN, DOG)])
+    whole, put = export(ExportConfig(table, str(first), format=kind)), LocalStore.put
+    others = (first / "_export.json").read_bytes()
+
+    def put_before(store: LocalStore, key: str, data: bytes, **options: bool) -> str | None:
+        if key == "_export.json":
+            put(store, key, others if store.uri.endswith("/shared") else data, create=True)
+        return put(store, key, data, **options)
+
+    monkeypatch.setattr(LocalStore, "put", put_before)
+
+    assert export(ExportConfig(table, str(tmp_path / "out"), format=kind)).files == whole.files
+    with pytest.raises(RayDetrError, match=r"another export wrote to .*/shared at the same time") as stop:
+        export(ExportConfig(table, str(tmp_path / "shared"), format=kind))
+    assert ["is incomplete. Delete it" in note for note in stop.value.__notes__] == [True]
 
 
 def test_a_folder_in_an_object_store_of_json_lines(table: str, moto: S3Server) -> None:

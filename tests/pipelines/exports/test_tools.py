@@ -13,6 +13,7 @@ from contextlib import nullcontext
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
+from xml.etree import ElementTree
 
 import pyarrow as pa
 import pytest
@@ -25,7 +26,7 @@ from pipelines.exports.export import export
 from pipelines.exports.images import Names, common_names
 from pipelines.exports.trees import EqualStems
 from pipelines.marks.marks import Mark, accept_marks
-from pipelines.store import open_store
+from pipelines.store import open_store, without_known_secrets
 from pipelines.table.schema import Detected, Origin, Row, encode, rows_to_table
 from tests.conftest import S3Server
 
@@ -160,6 +161,55 @@ def test_voc_counts_pixels_from_one_to_the_last_one_inside(table: str, tmp_path:
     assert "<score>0.750000</score>" in text
 
 
+def test_voc_is_xml_whatever_characters_names_and_classes_have(tmp_path: Path) -> None:
+    table, letters = str(tmp_path / "table"), "\x01\r\x1f\ufffe\uffff\t\n\x7f\ufffd\U0001f98a<&>"
+    shown = "?????\t\n\x7f\ufffd\U0001f98a<&>"
+    label = Detected([18], (f"dog{letters}",), [0.75], [[10, 20, 60, 40]])
+    publish(table, "run-1", [row(f"s3://lake/in{letters}/a{letters}.jpg", label), row("s3://lake/b.jpg", label)])
+
+    out = exported(table, tmp_path / "out", "voc")
+
+    root = ElementTree.parse(out / f"Annotations/in{letters}/a{letters}.xml").getroot()  # noqa: S314 - our own file
+    assert [root.findtext(key) for key in ("folder", "filename", "object/name")] == [
+        f"in{shown}", f"a{shown}.jpg", f"dog{shown}",
+    ]  # fmt: skip
+
+
+def test_images_of_the_web_that_differ_in_their_query_only_stay_different(tmp_path: Path) -> None:
+    table, uris = str(tmp_path / "table"), [f"https://cdn.example/img?id={number}" for number in (1, 2, 3)]
+    publish(table, "run-1", [row(uri) for uri in uris])
+
+    lines = exported(table, tmp_path / "out.csv", "csv").read_text().splitlines()[1:]
+    coco, tasks, megadetector = (
+        json.loads(exported(table, tmp_path / f"{kind}.json", kind).read_text())
+        for kind in ("coco-dataset", "labelstudio", "megadetector")
+    )
+
+    names = ["img?id=1", "img?id=2", "img?id=3"]
+    assert [line.partition(",")[0] for line in lines] == uris
+    assert [image["file_name"] for image in coco["images"]] == names
+    assert [task["data"]["image"] for task in tasks] == uris
+    assert [image["file"] for image in megadetector["images"]] == names
+    for kind, suffix in (("yolo", "txt"), ("voc", "xml")):
+        written = files(exported(table, tmp_path / kind, kind))
+        assert [Path(name).name for name in written if name.startswith(("labels/", "Annotations/"))] == [
+            f"{name}.{suffix}" for name in names
+        ]
+
+
+@pytest.mark.parametrize("kind", ["csv", "coco-dataset", "labelstudio", "megadetector", "coco", "voc"])
+def test_a_secret_that_got_into_a_table_is_not_exported(kind: str, tmp_path: Path) -> None:
+    """Lists with such addresses are refused; the rows are of another origin."""
+    table = str(tmp_path / "table")
+    publish(table, "run-1", [row("https://me:planted@h/a.jpg?w=600&token=planted"), row("https://h/b.jpg?w=600")])
+
+    export(ExportConfig(table, str(tmp_path / "out" / "x"), format=kind))  # type: ignore[arg-type]
+
+    text = "".join(f"{name} {(tmp_path / 'out' / name).read_text()}" for name in files(tmp_path / "out"))
+    assert "planted" not in text
+    assert "w=600" in text
+
+
 def test_a_folder_of_a_bucket_takes_such_files_too(table: str, moto: S3Server) -> None:
     out = f"{moto.bucket()}/out"
     export(ExportConfig(table, out, format="voc", options=moto.options()))
@@ -265,11 +315,9 @@ def test_a_full_temporary_folder_is_named_instead_of_that_of_the_export(
     ],
 )
 def test_names_are_relative_to_the_folder_of_all_and_stay_inside(uris: list[str], names: list[str]) -> None:
-    from pipelines.store import without_secrets
-
     found = common_names([pa.chunked_array([pa.array([uri])]) for uri in uris])
 
-    assert [found.of(without_secrets(uri)) for uri in uris] == names
+    assert [found.of(without_known_secrets(uri)) for uri in uris] == names
 
 
 @pytest.mark.parametrize(

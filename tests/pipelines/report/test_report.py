@@ -69,6 +69,16 @@ def test_figures_are_counted_by_score(table: str) -> None:
     assert dict(figures.origins) == {("detr@1", 0.05, None): 7}
 
 
+def test_examples_of_errors_have_the_address_of_the_image_and_no_known_secret(tmp_path: Path) -> None:
+    uris = ["https://h/img?id=1", "https://h/img?id=2&token=planted"]
+    publish(str(tmp_path / "table"), [Row(uri, error_kind="empty", error="0 bytes") for uri in uris])
+    figures = Figures()
+    for rows in table_files(open_store(str(tmp_path / "table"))).rows(Classes()):
+        figures.add(rows)
+
+    assert [uri for uri, _ in figures.error_examples["empty"]] == [uris[0], "https://h/img?id=2&token=..."]
+
+
 def test_detections_of_each_class_come_together_and_in_order(table: str) -> None:
     classes = Classes()
     rows = next(table_files(open_store(table)).rows(classes))

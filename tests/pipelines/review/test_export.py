@@ -216,6 +216,17 @@ def test_addresses_can_be_replaced_by_those_that_a_browser_opens(table: str, tmp
     assert web["data"]["image"] == "https://host/c%20d.jpg"  # it is escaped already
 
 
+def test_images_of_the_web_that_differ_in_their_query_only_stay_different(tmp_path: Path) -> None:
+    table, uris = str(tmp_path / "web"), {f"https://cdn.example/img?id={number}" for number in (1, 2, 3)}
+    publish(table, [replace(row("a", ("dog", 0.5)), uri=uri) for uri in sorted(uris)])
+
+    give_out(table, tmp_path / "tasks", "least-certain", 3)
+    tasks = json.loads((tmp_path / "tasks" / "tasks.json").read_text())
+
+    assert {task["data"]["uri"] for task in tasks} == {task["data"]["image"] for task in tasks} == uris
+    assert sorted(names(table)) == ["img?id=1", "img?id=2", "img?id=3"]
+
+
 def test_a_coco_json_has_all_classes_and_the_names_of_the_record(table: str, tmp_path: Path) -> None:
     give_out(table, tmp_path / "out", "least-certain", 2, to="coco-dataset")
 

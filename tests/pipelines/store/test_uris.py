@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipelines.store import file_name, has_secret, join_uri, split_uri, without_secrets
+from pipelines.store import file_name, has_secret, join_uri, split_uri, without_known_secrets, without_secrets
 
 
 @pytest.mark.parametrize(
@@ -94,6 +94,22 @@ def test_secrets_are_not_shown(uri: str, shown: str) -> None:
 def test_names_that_only_look_like_secrets_are_shown_whole(uri: str) -> None:
     assert without_secrets(uri) == uri
     assert not has_secret(uri)
+
+
+@pytest.mark.parametrize(
+    ("uri", "kept"),
+    [
+        ("https://cdn.example/img?id=1&path=a/b.jpg", "https://cdn.example/img?id=1&path=a/b.jpg"),
+        ("https://h/a.jpg?X-Amz-Signature=abc&v=1", "https://h/a.jpg?X-Amz-Signature=...&v=1"),
+        ("https://user:password@h/a.jpg?v=1", "https://h/a.jpg?v=1"),
+        ("s3://b/saved.jpg?token=1", "s3://b/saved.jpg?token=1"),
+        ("s3://b/x?X-Amz-Credential=AKIA/x&y=1", "s3://b/x?X-Amz-Credential=...&y=1"),
+        ("/photos/user:password@x?v=1", "/photos/user:password@x?v=1"),
+    ],
+)
+def test_files_made_of_rows_lose_known_secrets_and_no_other_value(uri: str, kept: str) -> None:
+    assert without_known_secrets(uri) == kept
+    assert not has_secret(kept) or "..." in kept
 
 
 def test_a_query_about_sizes_is_not_a_secret() -> None:
