@@ -30,6 +30,7 @@ from pipelines.store import (
     is_utf8,
     join_uri,
     split_uri,
+    split_written,
     without_secrets,
 )
 
@@ -91,7 +92,8 @@ def resolve(
     heads: Mapping[str, StoreEntry],
 ) -> Iterator[Source]:
     """Yield the listings of a source: several for a glob of lists, else one. Entries in `heads` are not requested."""
-    root, key = split_uri(text)
+    root, inside, written = split_written(text)
+    key = inside + written
     name = without_secrets(text)
     if _is_web(root):
         refuse_packed(urlsplit(text).path, name)
@@ -109,11 +111,11 @@ def resolve(
         return
     store = opened(root)
     entry = heads.get(text)
-    if entry is None and key and not key.endswith("/") and "*" not in key:
+    if entry is None and key and not key.endswith("/") and "*" not in written:
         entry = _head(store, key)
     if entry is not None and _is_placeholder(store, entry):
         entry = None
-    if entry is not None or is_glob(key):  # otherwise it is a folder
+    if entry is not None or is_glob(written):  # otherwise it is a folder
         refuse_packed(key, name)
     if entry is not None and is_inventory(key):
         inventory = read_inventory(store, key)
@@ -126,8 +128,8 @@ def resolve(
         if not is_image_name(key):
             _check_may_be_an_image(key, store.get_range(key, 0, _BEGINNING_BYTES), name)
         yield LakeObject(join_uri(root, key), entry.etag, entry.size, modified=entry.modified)
-    elif is_glob(key) and not _is_folder(store, key):
-        folder = Folder(name, store, root, literal_start(key), glob_to_regex(key))
+    elif is_glob(written) and ("*" in written or not _is_folder(store, key)):
+        folder = Folder(name, store, root, inside + literal_start(written), glob_to_regex(written, inside))
         if opening.takes(key):
             yield replace(folder, opening=opening)
             return
@@ -149,7 +151,7 @@ def resolve(
 
 def _is_folder(store: Store, key: str) -> bool:
     """Return whether a key that could be a pattern, such as `photos [2024]/`, is the name of a folder."""
-    return "*" not in key and next(iter(store.list(f"{key.rstrip('/')}/")), None) is not None
+    return next(iter(store.list(f"{key.rstrip('/')}/")), None) is not None
 
 
 def _is_placeholder(store: Store, entry: StoreEntry) -> bool:

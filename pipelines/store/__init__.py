@@ -36,6 +36,7 @@ from pipelines.store.uris import (
     join_uri,
     scheme_of,
     split_uri,
+    split_written,
     without_secrets,
 )
 
@@ -78,6 +79,7 @@ __all__ = [
     "require_create_only",
     "scheme_of",
     "split_uri",
+    "split_written",
     "transfer_seconds",
     "without_secrets",
 ]
