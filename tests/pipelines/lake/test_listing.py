@@ -289,6 +289,10 @@ def test_what_a_folder_leaves_out_may_be_named_one_by_one() -> None:
         ("lost+found.jpg", None),
         ("recycle/a.jpg", None),
         ("a/data.arrow", ".arrow"),
+        ("a/todo.csv.xz", ".xz"),
+        ("a/todo.jsonl.LZ4", ".lz4"),
+        ("a/all.tbz2", ".tbz2"),
+        ("a/xz", None),
     ],
 )
 def test_a_folder_leaves_out_only_what_is_certainly_no_image(path: str, reason: str | None) -> None:
