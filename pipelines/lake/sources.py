@@ -16,7 +16,7 @@ from pipelines.lake.folders import Folder, Opening, list_folder, matching
 from pipelines.lake.globs import glob_to_regex, is_glob, literal_start
 from pipelines.lake.inventory import Inventory, is_inventory, read_inventory
 from pipelines.lake.lake_object import OWN_TABLE, LakeObject
-from pipelines.lake.list_addresses import WITHOUT_SECRETS_INSTEAD
+from pipelines.lake.list_addresses import WITHOUT_SECRETS_INSTEAD, explain_other_machine
 from pipelines.lake.list_formats import READABLE, unreadable_kind
 from pipelines.lake.members import TAR_SUFFIX, refuse_packed
 from pipelines.lake.skipping import is_image_name, skip_reason
@@ -29,6 +29,7 @@ from pipelines.store import (
     check_no_secret,
     is_utf8,
     join_uri,
+    other_machine,
     split_uri,
     split_written,
     without_secrets,
@@ -46,12 +47,14 @@ Source: TypeAlias = Folder | UriTable | LakeObject
 def check_addresses(sources: Sequence[str]) -> None:
     """Reject addresses of images with secrets, or that are not UTF-8, because plans and tables contain these addresses.
 
-    A list of URIs may have such an address, which is not recorded.
+    A list of URIs may have such an address, which is not recorded. `file:` addresses of other machines are refused.
 
     Raises:
         ValueError: about the first one.
     """
     for text in sources:
+        if other_machine(text) is not None:
+            raise ValueError(f"images: {explain_other_machine(text)}")
         if not is_uri_table(text):
             check_no_secret("images", text, instead=WITHOUT_SECRETS_INSTEAD)
             if not is_utf8(join_uri(*split_uri(text))):

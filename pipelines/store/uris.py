@@ -64,6 +64,14 @@ def scheme_of(uri: str) -> str:
     return found["scheme"].lower() if found else ""
 
 
+def other_machine(uri: str) -> str | None:
+    """Return the host that a `file:` address names, such as `nas` in `file://nas/x`; None for none and `localhost`."""
+    if scheme_of(uri) != "file" or not uri.startswith("//", 5):
+        return None
+    host = uri[7:].partition("/")[0].rpartition("@")[2]  # without a password
+    return None if host.lower() in ("", "localhost") else host
+
+
 def with_home(path: str) -> str:
     """Return a path whose first part `~` is replaced by the home folder, as shells do unless it is in quotes.
 
