@@ -5,7 +5,7 @@ from dataclasses import replace
 
 from pipelines.errors import RayDetrError
 from pipelines.lake.globs import literal_start
-from pipelines.store import StoreError, StoreOptions, open_store, split_uri, without_secrets
+from pipelines.store import StoreError, StoreOptions, open_store, split_written, without_secrets
 
 REACH_SECONDS = 10.0  # how long a store may fail at the start, when no work can be lost
 
@@ -20,11 +20,11 @@ def check_answers(sources: Iterable[tuple[str, StoreOptions]]) -> None:
         RayDetrError: with the reason.
     """
     for uri, options in sources:
-        root, key = split_uri(uri)
+        root, folder, written = split_written(uri)
         if root.startswith(("http://", "https://")):
             continue  # web servers have no listing; their failures become error rows or stop the run
         try:
             store = open_store(root, replace(options, retry_seconds=REACH_SECONDS))
-            next(iter(store.list(literal_start(key))), None)
+            next(iter(store.list(folder + literal_start(written))), None)
         except StoreError as error:
             raise RayDetrError(f"cannot list {without_secrets(uri)}: {error}") from error

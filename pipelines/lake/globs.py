@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
-from typing import Final
+from typing import Final, NamedTuple
 
 _MAGIC: Final = re.compile(r"[*?\[{]")
+_SET: Final = re.compile(r"\[(!?)(\]?[^\]/]*)\]")
 
 
 def is_glob(text: str) -> bool:
@@ -19,14 +20,14 @@ def literal_start(pattern: str) -> str:
     return pattern[: found.start()] if found else pattern
 
 
-def glob_to_regex(pattern: str) -> re.Pattern[str]:
-    """Return the regular expression that fully matches the keys of a pattern.
+def glob_to_regex(pattern: str, folder: str = "") -> re.Pattern[str]:
+    """Return the regular expression that fully matches the keys of a pattern in a folder, whose name is literal.
 
     `*` and `?` stand for characters within one folder's name, `**` between slashes for any number of folders, none
     included, and at the end for everything below; `[a-c]` and `[!a-c]` for one character, `{jpg,png}` for alternatives.
     A bracket or brace without its closing one is literal.
     """
-    parts: list[str] = []
+    parts = [re.escape(folder)]
     at, depth = 0, 0
     while at < len(pattern):
         character = pattern[at]
@@ -39,13 +40,9 @@ def glob_to_regex(pattern: str) -> re.Pattern[str]:
             parts.append("[^/]*")
         elif character == "?":
             parts.append("[^/]")
-        elif (
-            character == "["
-            and (found := re.compile(r"\[(!?)(\]?[^\]/]*)\]").match(pattern, at))
-            and (one := _one_of(found[2], negated=bool(found[1])))
-        ):
-            parts.append(one)
-            at = found.end() - 1
+        elif one := _one_of(pattern, at):
+            parts.append(one.expression)
+            at = one.end - 1
         elif character == "{" and _closes(pattern, at):
             parts.append("(?:")
             depth += 1
@@ -60,24 +57,35 @@ def glob_to_regex(pattern: str) -> re.Pattern[str]:
     return re.compile("".join(parts), re.DOTALL)
 
 
-def _one_of(characters: str, *, negated: bool) -> str:
-    """Return the expression for one of these characters, "" for an empty set such as `[z-a]` or `[]`."""
-    if "--" in characters:  # Python reserves it for future use, and warns
-        return ""
+class _OneOf(NamedTuple):
+    """A set of characters in a pattern: its expression, and where it ends."""
+
+    expression: str
+    end: int
+
+
+def _one_of(pattern: str, at: int) -> _OneOf | None:
+    """Return the set of characters that begins at a place; None for none, or an empty one such as `[z-a]` or `[]`."""
+    found = _SET.match(pattern, at)
+    if found is None or "--" in found[2]:  # Python reserves "--" for future use, and warns
+        return None
     # only a dash between two characters is special
-    escaped = re.sub(r"([\\^\[\]&~|])", r"\\\1", characters)
-    expression = f"(?!/)[{'^' if negated else ''}{escaped}]"
+    escaped = re.sub(r"([\\^\[\]&~|])", r"\\\1", found[2])
+    expression = f"(?!/)[{'^' if found[1] else ''}{escaped}]"
     try:
         re.compile(expression)
     except re.error:
-        return ""
-    return expression
+        return None
+    return _OneOf(expression, found.end())
 
 
 def _closes(pattern: str, at: int) -> bool:
+    """Return whether the brace at a place has its closing one. Braces within sets of characters do not count."""
     depth = 0
-    for character in pattern[at:]:
-        depth += {"{": 1, "}": -1}.get(character, 0)
+    while at < len(pattern):
+        depth += {"{": 1, "}": -1}.get(pattern[at], 0)
         if not depth:
             return True
+        one = _one_of(pattern, at)
+        at = one.end if one else at + 1
     return False

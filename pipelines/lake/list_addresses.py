@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipelines.errors import RayDetrError
-from pipelines.lake.members import split_member
+from pipelines.lake.members import MARK, split_member
 from pipelines.store import (
     GIVES_ACCESS,
     LOCAL_ROOT,
@@ -17,6 +17,7 @@ from pipelines.store import (
     has_secret,
     is_utf8,
     join_uri,
+    other_machine,
     scheme_of,
     split_uri,
     without_secrets,
@@ -27,18 +28,36 @@ WITHOUT_SECRETS_INSTEAD: Final = (
     "images first."
 )
 
+# `file:` addresses with a host, or with a part that is empty, "." or ".."
+_UNUSUAL_FILE: Final = r"(?s)^file://([^/]|/(.*/)?(/|\.\.?(/|$)))"
 _LARGEST_OBJECT = 1 << 48  # bytes: several times the limit of any store, and small enough to add thousands
+
+
+def explain_other_machine(uri: str) -> str:
+    """Return a message about a `file:` address with a host."""
+    key = split_uri(uri)[1]
+    return (
+        f"file://{other_machine(uri)}/{key} cannot be read: it is a file of another machine. If it is "
+        f"also a file of this one, for example in a mounted folder, write {join_uri(LOCAL_ROOT, key)}"
+    )
 
 
 def whole_uris(uris: pa.ChunkedArray, folder: str, name: str) -> pa.ChunkedArray:
     """Return absolute URIs: relative ones get the folder of the file, local paths `file://`, schemes lower case.
 
+    Local paths and `file:` addresses lose `.`, `..` and repeated slashes, so that each file has one address.
+
     Raises:
-        RayDetrError: there are relative ones, and the folder's name is not UTF-8.
+        RayDetrError: there are relative ones, and the folder's name is not UTF-8; or one is a file of another machine.
     """
-    if pc.all(pc.match_substring_regex(uris, "^[a-z][a-z0-9+.-]+://")).as_py() is not False:
+    is_whole = pc.match_substring_regex(uris, "^[a-z][a-z0-9+.-]+://")
+    if pc.all(pc.and_not(is_whole, pc.match_substring_regex(uris, _UNUSUAL_FILE))).as_py() is not False:
         return uris
-    whole = [_whole_uri(uri, folder) for uri in uris.to_pylist()]
+    written = uris.to_pylist()
+    other = next(filter(other_machine, written), None)
+    if other is not None:
+        raise RayDetrError(f"{name}: the image {explain_other_machine(other)}")
+    whole = [_whole_uri(uri, folder) for uri in written]
     if not is_utf8(folder) and not all(map(is_utf8, whole)):
         raise RayDetrError(f"{name!a}: the name of its folder is not UTF-8, so a table cannot store it. Rename it.")
     return pa.chunked_array([pa.array(whole, pa.large_string())])
@@ -46,9 +65,11 @@ def whole_uris(uris: pa.ChunkedArray, folder: str, name: str) -> pa.ChunkedArray
 
 def _whole_uri(uri: str, folder: str) -> str:
     scheme = scheme_of(uri)
+    if scheme == "file":
+        return _file_uri(uri)
     if scheme and uri.startswith("://", len(scheme)):
         return scheme + uri[len(scheme) :]
-    if uri.startswith("/") or scheme == "file":
+    if uri.startswith("/"):
         return join_uri(*split_uri(uri))
     root, key = split_uri(folder)
     if root == LOCAL_ROOT or root.startswith(("http://", "https://")):
@@ -61,6 +82,14 @@ def _whole_uri(uri: str, folder: str) -> str:
         elif part != ".":
             parts.append(part)  # also empty ones: "//" is a part of names
     return join_uri(root, "/".join(parts)) + uri[len(file) :]
+
+
+def _file_uri(uri: str) -> str:
+    member = split_member(uri)
+    if member is None:
+        return join_uri(*split_uri(uri))
+    file, name = member
+    return join_uri(*split_uri(file)) + MARK + name  # names of members stay as they are
 
 
 def check_no_secrets(uris: pa.ChunkedArray, name: str) -> None:

@@ -21,7 +21,7 @@ import pyarrow.csv
 import pyarrow.json
 
 from pipelines.errors import RayDetrError, UsageError
-from pipelines.lake.skipping import IMAGE_SUFFIXES, TABLE_SUFFIXES
+from pipelines.lake.skipping import IMAGE_SUFFIXES, PACKED_SUFFIXES, TABLE_SUFFIXES
 from pipelines.strict_json import parse_json
 
 URI_COLUMNS: Final = ("uri", "url", "image", "path")
@@ -29,7 +29,10 @@ ETAG_COLUMNS: Final = ("etag", "e_tag")
 PARQUET_SUFFIX: Final = ".parquet"
 TEXT_SUFFIXES: Final = (".csv", ".tsv", ".txt", ".json", ".jsonl", ".ndjson")
 LIST_SUFFIXES: Final = (PARQUET_SUFFIX, *TEXT_SUFFIXES, *(f"{suffix}.gz" for suffix in TEXT_SUFFIXES))
-READABLE: Final = "Lists are .parquet, .csv, .tsv, .txt (one address a line), .json (an array) or .jsonl files."
+READABLE: Final = (
+    "Lists are .parquet, .csv, .tsv, .txt (one address a line), .json (an array) or .jsonl files; all but Parquet may "
+    "be packed with gzip (.csv.gz)."
+)
 
 # of cameras' raw files and documents: not supported, but certainly not names of columns
 _FILE_SUFFIXES: Final = IMAGE_SUFFIXES | {"arw", "cr2", "cr3", "dng", "nef", "orf", "pdf", "raf", "rw2", "svg"}
@@ -45,6 +48,11 @@ _BEGINNINGS: Final = {
     b"PK\x03\x04": "a zip archive or a spreadsheet",
     b"\xd0\xcf\x11\xe0": "a document of an office program",
     GZIP: "packed with gzip",
+    b"\x28\xb5\x2f\xfd": "packed with zstd",
+    b"BZh": "packed with bzip2",
+    b"\xfd7zXZ\x00": "packed with xz",
+    b"\x04\x22\x4d\x18": "packed with lz4",
+    b"\xff\x06\x00\x00sNaPpY": "packed with snappy",
     b"SQLite format 3": "a database",
     b"\x80\x04\x95": "a pickle",
     b"\x93NUMPY": "an array of numpy",
@@ -131,7 +139,7 @@ def unreadable_kind(file_name: str, beginning: bytes) -> str | None:
     if suffix in IMAGE_SUFFIXES:
         return None  # its name is that of an image, so it gets a row with an error
     found = next((kind for start, kind in _BEGINNINGS.items() if beginning.startswith(start)), None)
-    if found is not None or suffix in TABLE_SUFFIXES:
+    if found is not None or suffix in TABLE_SUFFIXES | PACKED_SUFFIXES:
         return found or f"a .{suffix} file"
     try:
         codecs.getincrementaldecoder("utf-8")().decode(beginning)

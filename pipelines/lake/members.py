@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+from bisect import bisect_left
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Final
@@ -78,8 +79,10 @@ class MemberIndex:
 
     def find(self, name: str) -> tuple[int, int | None] | None:
         """Return offset and size of a member; None if the archive has no member of this name."""
-        place = self.rows["name"].index(name).as_py()
-        if place < 0:
+        names = self.rows["name"]
+        # strings of Python and Arrow have the same order
+        place = bisect_left(range(len(names)), name, key=lambda row: names[row].as_py())
+        if place == len(names) or names[place].as_py() != name:
             return None
         row = self.rows.slice(place, 1)
         return row["offset"][0].as_py(), row["size"][0].as_py()

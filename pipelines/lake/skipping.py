@@ -15,9 +15,11 @@ _TABLES = (
     "arrow avro db feather geojson ipc lst npy npz ods orc parq pickle pkl pq sql sqlite toml xls xlsx xml yaml yml"
 )
 _MORE = "cfg html ini log md pt pth py rst safetensors sh thm xmp"
-_VIDEOS_AND_ARCHIVES = "3gp avi m4v mkv mov mp3 mp4 wav webm 7z bz2 gz rar tar tgz zip zst"
+_PACKED = "bz2 gz lz4 lzma snappy xz zst"
+_VIDEOS_AND_ARCHIVES = "3gp avi m4v mkv mov mp3 mp4 wav webm 7z rar tar tbz2 tgz txz zip"
+PACKED_SUFFIXES: Final = frozenset(_PACKED.split())
 TABLE_SUFFIXES: Final = frozenset(_TABLES.split())  # may be lists, of unsupported kinds
-OTHER_SUFFIXES: Final = frozenset(f"{_LISTS} {_TABLES} {_MORE} {_VIDEOS_AND_ARCHIVES}".split())
+OTHER_SUFFIXES: Final = frozenset(f"{_LISTS} {_TABLES} {_MORE} {_PACKED} {_VIDEOS_AND_ARCHIVES}".split())
 OTHER_NAMES: Final = frozenset({"license", "licence", "md5sums", "notice", "readme", "sha1sums", "sha256sums"})
 
 HIDDEN: Final = "hidden"

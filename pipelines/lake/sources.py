@@ -16,7 +16,7 @@ from pipelines.lake.folders import Folder, Opening, list_folder, matching
 from pipelines.lake.globs import glob_to_regex, is_glob, literal_start
 from pipelines.lake.inventory import Inventory, is_inventory, read_inventory
 from pipelines.lake.lake_object import OWN_TABLE, LakeObject
-from pipelines.lake.list_addresses import WITHOUT_SECRETS_INSTEAD
+from pipelines.lake.list_addresses import WITHOUT_SECRETS_INSTEAD, explain_other_machine
 from pipelines.lake.list_formats import READABLE, unreadable_kind
 from pipelines.lake.members import TAR_SUFFIX, refuse_packed
 from pipelines.lake.skipping import is_image_name, skip_reason
@@ -29,7 +29,9 @@ from pipelines.store import (
     check_no_secret,
     is_utf8,
     join_uri,
+    other_machine,
     split_uri,
+    split_written,
     without_secrets,
 )
 
@@ -45,12 +47,14 @@ Source: TypeAlias = Folder | UriTable | LakeObject
 def check_addresses(sources: Sequence[str]) -> None:
     """Reject addresses of images with secrets, or that are not UTF-8, because plans and tables contain these addresses.
 
-    A list of URIs may have such an address, which is not recorded.
+    A list of URIs may have such an address, which is not recorded. `file:` addresses of other machines are refused.
 
     Raises:
         ValueError: about the first one.
     """
     for text in sources:
+        if other_machine(text) is not None:
+            raise ValueError(f"images: {explain_other_machine(text)}")
         if not is_uri_table(text):
             check_no_secret("images", text, instead=WITHOUT_SECRETS_INSTEAD)
             if not is_utf8(join_uri(*split_uri(text))):
@@ -91,7 +95,8 @@ def resolve(
     heads: Mapping[str, StoreEntry],
 ) -> Iterator[Source]:
     """Yield the listings of a source: several for a glob of lists, else one. Entries in `heads` are not requested."""
-    root, key = split_uri(text)
+    root, inside, written = split_written(text)
+    key = inside + written
     name = without_secrets(text)
     if _is_web(root):
         refuse_packed(urlsplit(text).path, name)
@@ -109,11 +114,11 @@ def resolve(
         return
     store = opened(root)
     entry = heads.get(text)
-    if entry is None and key and not key.endswith("/") and "*" not in key:
+    if entry is None and key and not key.endswith("/") and "*" not in written:
         entry = _head(store, key)
     if entry is not None and _is_placeholder(store, entry):
         entry = None
-    if entry is not None or is_glob(key):  # otherwise it is a folder
+    if entry is not None or is_glob(written):  # otherwise it is a folder
         refuse_packed(key, name)
     if entry is not None and is_inventory(key):
         inventory = read_inventory(store, key)
@@ -126,8 +131,8 @@ def resolve(
         if not is_image_name(key):
             _check_may_be_an_image(key, store.get_range(key, 0, _BEGINNING_BYTES), name)
         yield LakeObject(join_uri(root, key), entry.etag, entry.size, modified=entry.modified)
-    elif is_glob(key) and not _is_folder(store, key):
-        folder = Folder(name, store, root, literal_start(key), glob_to_regex(key))
+    elif is_glob(written) and ("*" in written or not _is_folder(store, key)):
+        folder = Folder(name, store, root, inside + literal_start(written), glob_to_regex(written, inside))
         if opening.takes(key):
             yield replace(folder, opening=opening)
             return
@@ -149,7 +154,7 @@ def resolve(
 
 def _is_folder(store: Store, key: str) -> bool:
     """Return whether a key that could be a pattern, such as `photos [2024]/`, is the name of a folder."""
-    return "*" not in key and next(iter(store.list(f"{key.rstrip('/')}/")), None) is not None
+    return next(iter(store.list(f"{key.rstrip('/')}/")), None) is not None
 
 
 def _is_placeholder(store: Store, entry: StoreEntry) -> bool:

@@ -46,12 +46,31 @@ def split_uri(uri: str) -> tuple[str, str]:
     return f"{scheme}://{found['authority']}", rest.removeprefix("/")
 
 
+def split_written(uri: str) -> tuple[str, str, str]:
+    """Return the root of a URI's store, the beginning of the key that is not written in the URI, and the rest.
+
+    The beginning is the working directory of a relative path, or the home folder, as far as no `..` leaves it; else "".
+    """
+    root, key = split_uri(uri)
+    folder = _folder_of_relative(uri) if root == LOCAL_ROOT else ""
+    folder = folder if key.startswith(folder) else key  # the folder itself, as in "."
+    return root, folder, key[len(folder) :]
+
+
 def scheme_of(uri: str) -> str:
     """Return the scheme in lower case, or "" for a path."""
     if uri[:5].lower() == "file:":
         return "file"
     found = _SCHEME.match(uri)
     return found["scheme"].lower() if found else ""
+
+
+def other_machine(uri: str) -> str | None:
+    """Return the host that a `file:` address names, such as `nas` in `file://nas/x`; None for none and `localhost`."""
+    if scheme_of(uri) != "file" or not uri.startswith("//", 5):
+        return None
+    host = uri[7:].partition("/")[0].rpartition("@")[2]  # without a password
+    return None if host.lower() in ("", "localhost") else host
 
 
 def with_home(path: str) -> str:
@@ -144,12 +163,32 @@ def _is_secret(scheme: str, name: str) -> bool:
     return known.fullmatch(name) is not None
 
 
+def _local_path(uri: str) -> str:
+    """Return a local path, relative to the working directory or absolute."""
+    if scheme_of(uri) != "file":
+        return with_home(uri)
+    path = uri[5:]
+    return "/" + path[2:].partition("/")[2] if path.startswith("//") else path  # file://host/path: on this machine
+
+
+def _folder_of_relative(uri: str) -> str:
+    """Return the folder to which a local path is relative, without slash at the beginning; "" for absolute paths."""
+    path = _local_path(uri)
+    folder = "."
+    if path != uri and not scheme_of(uri):
+        folder, path = with_home("~"), uri[2:]
+    elif path.startswith("/"):
+        return ""
+    parts = [part for part in os.path.abspath(folder).split("/") if part]  # noqa: PTH100 - as in _local_key
+    depth = left = len(parts)
+    for part in path.split("/"):
+        depth = max(depth - 1, 0) if part == ".." else depth + (part not in ("", "."))
+        left = min(left, depth)
+    return "".join(f"{part}/" for part in parts[:left])
+
+
 def _local_key(uri: str) -> str:
-    path = with_home(uri)
-    if scheme_of(uri) == "file":
-        path = uri[5:]
-        if path.startswith("//"):
-            path = "/" + path[2:].partition("/")[2]  # file://host/path: the host is this machine
+    path = _local_path(uri)
     is_folder = path.endswith("/")
     key = os.path.abspath(path).lstrip("/")  # noqa: PTH100 - pathlib's absolute() keeps "..", resolve() follows links
     return f"{key}/" if is_folder and key else key

@@ -29,6 +29,9 @@ from pipelines.lake.globs import glob_to_regex, is_glob, literal_start
         ("a[+--]", ["a[+--]"], ["a+"]),
         ("a.b(c)+$", ["a.b(c)+$"], ["aXb(c)+$"]),
         ("line\n*", ["line\nbreak"], ["line"]),
+        ("{a[}]", ["{a}"], ["a", "{a[}]"]),
+        ("{a[}]}", ["a}"], ["{a}}", "a"]),
+        ("{a[{],b}", ["a{", "b"], ["a", "{a{,b}"]),
     ],
 )
 def test_a_pattern_matches_whole_keys(pattern: str, matching: list[str], others: list[str]) -> None:

@@ -11,6 +11,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipelines.errors import RayDetrError
+from pipelines.lake.lake_object import DUPLICATE, LakeObject, Skipped
+from pipelines.lake.listing import list_objects
 from pipelines.lake.uri_tables import read_uri_table
 from pipelines.store import open_store
 from tests.memory_store import memory_store
@@ -42,11 +44,53 @@ def addresses(data: bytes | pa.Table, key: str = "a/lists/x.txt", root: str = "s
         ("S3://Lake/A.jpg", "s3://Lake/A.jpg"),
         ("HTTPS://Host/A.jpg", "https://Host/A.jpg"),
         ("s3://lake/x/../b.jpg", "s3://lake/x/../b.jpg"),  # a whole address is a key as it stands
+        ("file:///data/a.jpg", "file:///data/a.jpg"),
+        ("file:///data//a.jpg", "file:///data/a.jpg"),
+        ("file:///data/x/../a.jpg", "file:///data/a.jpg"),
+        ("file:///data/./a.jpg", "file:///data/a.jpg"),
+        ("file:////data/a.jpg", "file:///data/a.jpg"),
+        ("file:///../data/a.jpg", "file:///data/a.jpg"),
+        ("file://localhost/data/a.jpg", "file:///data/a.jpg"),
+        ("FILE:///data//a.jpg", "file:///data/a.jpg"),
+        ("file:/data/a.jpg", "file:///data/a.jpg"),
+        ("/data/x/..//a.jpg", "file:///data/a.jpg"),
+        ("file:///data/a%20b..jpg?x=1#2", "file:///data/a%20b..jpg?x=1#2"),  # nothing is decoded
+        ("file:///data/.a/..b/c./...d.jpg", "file:///data/.a/..b/c./...d.jpg"),
+        ("file:///data/x/../b.tar#/c//../1.jpg", "file:///data/b.tar#/c//../1.jpg"),
     ],
 )
 def test_an_address_in_a_list_means_one_object(written: str, meant: str) -> None:
     assert addresses(f"{written}\n".encode()) == [meant]
     assert addresses(f"{written}\ns3://lake/z.jpg\n".encode()) == sorted([meant, "s3://lake/z.jpg"])
+
+
+def test_three_ways_to_write_one_file_are_one_image() -> None:
+    store = memory_store("s3://lake")
+    store.put("x.txt", b"file:///data/x/../a.jpg\nfile:///data/a.jpg\nfile:///data//a.jpg\n")
+
+    found = list(list_objects(["s3://lake/x.txt"], open_root=lambda root: store))
+
+    assert found == [Skipped("file:///data/a.jpg", DUPLICATE, 2), LakeObject("file:///data/a.jpg")]
+
+
+def test_files_of_another_machine_are_refused() -> None:
+    sentence = "file://nas/a/b.jpg cannot be read: it is a file of another machine.* write file:///a/b.jpg$"
+
+    for written in ("file://nas/a//b.jpg", "file://me:s3cret@nas/a/b.jpg"):
+        with pytest.raises(RayDetrError, match=f"^s3://lake/a/lists/x.txt: the image {sentence}"):
+            addresses(f"file:///a.jpg\n{written}\n".encode())
+        with pytest.raises(RayDetrError, match=f"^images: {sentence}"):
+            list_objects([written])
+    with pytest.raises(RayDetrError, match=r"^images: file://nas/list\.csv cannot be read"):
+        list_objects(["FILE://nas/list.csv"])
+
+
+def test_a_symbolic_link_is_an_image_of_its_own_as_in_plain_paths(tmp_path: Path) -> None:
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to("real")
+
+    for start in ("", "file://"):
+        assert addresses(f"{start}{tmp_path}/link/./a.jpg\n".encode()) == [f"file://{tmp_path}/link/a.jpg"]
 
 
 def test_relative_addresses_of_a_list_at_the_top_of_a_bucket_are_at_the_top() -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import bz2
 import gzip
 import json
+import lzma
 from pathlib import Path
 
 import pyarrow as pa
@@ -235,6 +237,15 @@ def test_a_folder_of_different_lists_is_refused() -> None:
         ("part-00000", b"PAR1\x15\x04", "a Parquet file"),
         ("list.parq", b"PAR1\x15\x04", "a Parquet file"),
         ("list.csv.bak", "uri\nä.jpg\n".encode("utf-16"), "text in UTF-16"),
+        ("list.csv.zst", bytes.fromhex("28b52ffd0458810000"), "packed with zstd"),
+        ("list.csv.bz2", bz2.compress(b"uri\na.jpg\n"), "packed with bzip2"),
+        ("list.jsonl.xz", lzma.compress(b'{"uri": "a.jpg"}\n'), "packed with xz"),
+        ("list.csv.lz4", bytes.fromhex("04224d186440a7"), "packed with lz4"),
+        ("part-00000", b"\xff\x06\x00\x00sNaPpY", "packed with snappy"),
+        ("part-00001", bytes.fromhex("28b52ffd0458810000"), "packed with zstd"),
+        ("list.parquet.zst", b"\x00\xff\x00", r"a \.zst file"),
+        ("list.csv.lzma", lzma.compress(b"uri\na.jpg\n", lzma.FORMAT_ALONE), r"a \.lzma file"),
+        ("list.csv.snappy", b"\x00\x00\x00\x10\xff", r"a \.snappy file"),
     ],
 )
 def test_a_list_of_another_kind_is_never_taken_for_a_photograph(name: str, data: bytes, kind: str) -> None:
@@ -244,9 +255,17 @@ def test_a_list_of_another_kind_is_never_taken_for_a_photograph(name: str, data:
         listed(name, data)
 
 
-@pytest.mark.parametrize("name", ["https://host/list.xlsx", "https://host/lists/photos.arrow?x=1.jpg"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "https://host/list.xlsx",
+        "https://host/lists/photos.arrow?x=1.jpg",
+        "https://h/l.csv.zst",
+        "https://h/l.parquet.gz",
+    ],
+)
 def test_a_list_of_another_kind_on_a_web_server_is_refused_by_its_ending(name: str) -> None:
-    with pytest.raises(RayDetrError, match=r"is not an image but a \.(xlsx|arrow) file"):
+    with pytest.raises(RayDetrError, match=r"is not an image but a \.(xlsx|arrow|zst|gz) file"):
         list_objects([name])
 
 

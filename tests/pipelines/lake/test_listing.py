@@ -289,6 +289,10 @@ def test_what_a_folder_leaves_out_may_be_named_one_by_one() -> None:
         ("lost+found.jpg", None),
         ("recycle/a.jpg", None),
         ("a/data.arrow", ".arrow"),
+        ("a/todo.csv.xz", ".xz"),
+        ("a/todo.jsonl.LZ4", ".lz4"),
+        ("a/all.tbz2", ".tbz2"),
+        ("a/xz", None),
     ],
 )
 def test_a_folder_leaves_out_only_what_is_certainly_no_image(path: str, reason: str | None) -> None:
@@ -571,6 +575,34 @@ def test_relative_folders_and_single_files_are_made_absolute(photos: Path, monke
     monkeypatch.chdir(photos)
 
     assert uris(list_objects(["a", "b.jpg"])) == [f"file://{photos}/a/ü #1?.jpg", f"file://{photos}/b.jpg"]
+
+
+@pytest.mark.parametrize("name", ["run [2024]", "run {a}", "run {a,b}", "what?", "a*", "**", "{a[}]"])
+def test_a_name_of_the_working_directory_is_not_a_pattern(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = ("1.jpg", "a.jpg", "deep/2.jpg", "list.txt")
+    for folder in (name, "run 2", "run a", "what1", "ab", "a"):
+        (tmp_path / folder / "photos" / "deep").mkdir(parents=True)
+        for file in files:
+            (tmp_path / folder / "photos" / file).write_text("s3://lake/1.jpg" if file == "list.txt" else "x")
+    monkeypatch.chdir(tmp_path / name)
+    base = f"file://{tmp_path}/{name}/photos"
+
+    assert uris(list_objects(["photos/[0-9].jpg"])) == [f"{base}/1.jpg"]
+    assert uris(list_objects(["photos/{1,a}.jpg"])) == [f"{base}/1.jpg", f"{base}/a.jpg"]
+    assert uris(list_objects(["file:photos/**"])) == [f"{base}/1.jpg", f"{base}/a.jpg", f"{base}/deep/2.jpg"]
+    assert uris(list_objects(["photos/1.jpg"])) == [f"{base}/1.jpg"]
+    assert uris(list_objects(["photos/deep"])) == [f"{base}/deep/2.jpg"]
+    assert uris(list_objects(["photos/l*.txt"])) == ["s3://lake/1.jpg"]
+    monkeypatch.chdir(tmp_path / name / "photos" / "deep")
+    assert uris(list_objects(["*.jpg"])) == [f"{base}/deep/2.jpg"]
+    assert uris(list_objects(["../?.jpg"])) == [f"{base}/1.jpg", f"{base}/a.jpg"]
+    assert uris(list_objects(["."])) == [f"{base}/deep/2.jpg"]
+    assert uris(list_objects(["../../../what[1]/photos/1.*"])) == [f"file://{tmp_path}/what1/photos/1.jpg"]
+    monkeypatch.setenv("HOME", f"{tmp_path}/{name}")
+    monkeypatch.chdir("/")
+    assert uris(list_objects(["~/photos/?.jpg"])) == [f"{base}/1.jpg", f"{base}/a.jpg"]
 
 
 def test_a_local_table_among_the_photographs_is_left_out(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:

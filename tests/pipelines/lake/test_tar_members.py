@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipelines.lake.members import MemberIndex, decode_index, encode_index
+from pipelines.lake.members import MemberIndex, decode_index, encode_index, member_index
 from pipelines.lake.tar_members import read_tar_index
 from pipelines.store import Changed, Store, StoreDown, open_store
 from tests.memory_store import memory_store
@@ -279,6 +279,38 @@ def test_an_archive_of_another_version_is_refused() -> None:
 
     with pytest.raises(Changed, match=r"s3://lake/a\.tar has changed"):
         read_tar_index(store, "a.tar", 10_240, etag="older")
+
+
+NAMES = st.sets(st.text("a/é\uffff\U0001f600", min_size=1, max_size=4), max_size=8)
+
+
+@given(names=NAMES, others=NAMES)
+def test_a_member_is_found_by_its_name_and_no_other_is(names: set[str], others: set[str]) -> None:
+    places = {name: place for place, name in enumerate(names)}
+    index = member_index(list(places), list(places.values()), [7] * len(places), skipped={})
+
+    for one in (index, decode_index(encode_index(index), "s3://table/_members/1.index")):
+        assert {name: one.find(name) for name in names} == {name: (place, 7) for name, place in places.items()}
+        assert {one.find(name) for name in others - names} <= {None}
+
+
+class Counted(str):
+    """A text that counts its comparisons."""
+
+    compared = 0
+
+    def __gt__(self, other: str) -> bool:
+        self.compared += 1
+        return super().__gt__(other)
+
+
+def test_a_member_of_a_large_archive_is_found_without_reading_all_names() -> None:
+    names = [f"{number:05d}.jpg" for number in range(10_000)]
+    index = member_index(names, list(range(10_000)), [1] * 10_000, skipped={})
+    name = Counted("09999.jpg")
+
+    assert index.find(name) == (9_999, 1)
+    assert 0 < name.compared <= 14  # by halves; each image that is read by its address looks for its name
 
 
 def test_an_index_is_read_as_it_was_written() -> None:
