@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -156,11 +155,3 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., None]:
         sys.stdout.write(line + "\n")
 
     return write
-
-
-def wait_until(predicate: Callable[[], bool], seconds: float, what: str) -> None:
-    """Wait for what must come to pass."""
-    deadline = time.monotonic() + seconds
-    while not predicate():
-        assert time.monotonic() < deadline, f"{what}: not within {seconds:g} s"
-        time.sleep(0.02)

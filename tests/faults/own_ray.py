@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import socket
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -42,9 +43,16 @@ class OwnRay:
 
 
 def _free_ports(*names: str) -> dict[str, int]:
+    """Return ports that nobody else is given before Ray binds them: the kernel and Ray draw from other ranges."""
+    ports: dict[str, int] = {}
     with ExitStack() as held:
-        sockets = [held.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in names]
-        return {name: one.getsockname()[1] for name, one in zip(names, sockets, strict=True)}
+        for port in random.sample(range(20_000, 32_000), k=200):
+            if len(ports) == len(names):
+                break
+            with suppress(OSError):  # taken
+                held.enter_context(socket.create_server(("127.0.0.1", port)))
+                ports[names[len(ports)]] = port
+    return ports
 
 
 @contextmanager

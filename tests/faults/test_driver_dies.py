@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 
 from tests.faults.checks import check_history, check_table, images_begun, labelled_uris, watched
-from tests.faults.conftest import MOST_AGAIN, Drivers, wait_until
+from tests.faults.conftest import MOST_AGAIN, Drivers
+from tests.waiting import wait_until
 
 pytestmark = [pytest.mark.long, pytest.mark.faults, pytest.mark.ray, pytest.mark.slow]
 

@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from tests.faults.conftest import wait_until
 from tests.faults.fault_proxy import FaultProxy, Faults, fault_proxy
+from tests.waiting import wait_until
 
 BODY = b"0123456789"
 

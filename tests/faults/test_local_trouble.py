@@ -16,8 +16,9 @@ from pathlib import Path
 import pytest
 
 from tests.faults.checks import check_table
-from tests.faults.conftest import ROOT, SHARD, CountingRay, Drivers, wait_until
+from tests.faults.conftest import ROOT, SHARD, CountingRay, Drivers
 from tests.faults.own_ray import LOOPBACK, OwnRay, own_ray
+from tests.waiting import wait_until
 
 pytestmark = [pytest.mark.long, pytest.mark.faults, pytest.mark.ray, pytest.mark.slow]
 

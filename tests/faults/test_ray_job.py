@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 
 from tests.faults.checks import check_history, check_table, images_begun, watched
-from tests.faults.conftest import ACTORS, MOST_AGAIN, ROOT, SHARD, CountingRay, Drivers, counting, wait_until
+from tests.faults.conftest import ACTORS, MOST_AGAIN, ROOT, SHARD, CountingRay, Drivers, counting
 from tests.faults.own_ray import LOOPBACK, own_ray
+from tests.waiting import wait_until
 
 pytestmark = [pytest.mark.long, pytest.mark.faults, pytest.mark.ray, pytest.mark.slow]
 

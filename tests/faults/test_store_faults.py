@@ -18,8 +18,9 @@ import pytest
 
 from tests.conftest import S3Server
 from tests.faults.checks import check_history, check_table, images_begun, watched
-from tests.faults.conftest import CountingRay, Drivers, wait_until
+from tests.faults.conftest import CountingRay, Drivers
 from tests.faults.fault_proxy import FaultProxy, Faults, fault_proxy
+from tests.waiting import wait_until
 
 pytestmark = [pytest.mark.long, pytest.mark.faults, pytest.mark.s3, pytest.mark.ray, pytest.mark.slow]
 

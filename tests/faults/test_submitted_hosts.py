@@ -17,10 +17,11 @@ import torch
 
 from detr.scenes.files import write_scenes
 from tests.faults.checks import begun, check_history, check_table, images_begun, watched
-from tests.faults.conftest import ROOT, SHARD, counting, wait_until
+from tests.faults.conftest import ROOT, SHARD, counting
 from tests.faults.test_training_hosts import ONE_EACH, logged, newest_checkpoint, weights, write_data
 from tests.faults.test_two_hosts import ACTORS, IN_FLIGHT
 from tests.faults.two_hosts import NEEDED, SOON, TwoHosts, two_hosts
+from tests.waiting import wait_until
 
 pytestmark = [*NEEDED, pytest.mark.long, pytest.mark.faults, pytest.mark.ray, pytest.mark.slow]
 

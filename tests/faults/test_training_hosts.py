@@ -19,8 +19,9 @@ from pipelines.shards.config import ShardConfig
 from pipelines.shards.sharding import shard
 from pipelines.store import open_store
 from pipelines.training.checkpoints import latest_checkpoint
-from tests.faults.conftest import ROOT, wait_until
+from tests.faults.conftest import ROOT
 from tests.faults.two_hosts import NEEDED, SOON, TwoHosts, preemption, two_hosts
+from tests.waiting import wait_until
 
 pytestmark = [*NEEDED, pytest.mark.long, pytest.mark.faults, pytest.mark.ray, pytest.mark.slow]
 

@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 
 from tests.faults.checks import begun, check_history, check_table, images_begun, watched
-from tests.faults.conftest import SHARD, CountingRay, Drivers, counting, wait_until
+from tests.faults.conftest import SHARD, CountingRay, Drivers, counting
 from tests.faults.two_hosts import NEEDED, SOON, TwoHosts, preemption, two_hosts
+from tests.waiting import wait_until
 
 pytestmark = [*NEEDED, pytest.mark.long, pytest.mark.faults, pytest.mark.ray, pytest.mark.slow]
 

@@ -28,9 +28,10 @@ from pipelines.store import Store, open_store
 from pipelines.table.schema import NO_COLUMNS, Detected, Origin, Row, rows_to_table
 from tests.conftest import S3Server
 from tests.faults.checks import check_history, images_begun, labelled_uris, watched
-from tests.faults.conftest import ROOT, Drivers, wait_until
+from tests.faults.conftest import ROOT, Drivers
 from tests.faults.reader import table_files
 from tests.pipelines.labelling.runs import start_run
+from tests.waiting import wait_until
 
 pytestmark = [pytest.mark.long, pytest.mark.faults, pytest.mark.slow]
 

@@ -123,12 +123,15 @@ class AfterPython:
 
 last = AfterPython()
 atexit.register(lambda: print("atexit", flush=False))
+has_printed = threading.Event()
 def work():
-    time.sleep(0.2)
+    has_printed.wait()
+    time.sleep(0.2)  # the process has to wait for it
     print("thread")
 def main(argv):
     threading.Thread(target=work).start()
     print("main")
+    has_printed.set()
     {end}
 run_process(main)
 """
@@ -268,9 +271,8 @@ def main(argv):
         time.sleep(60)
     finally:
         print("clearing up", flush=True)
-        deadline = time.monotonic() + 3
-        while time.monotonic() < deadline:
-            time.sleep(0.1)
+        while not Path(f"{sys.argv[1]}-may-end").exists():
+            time.sleep(0.02)
         Path(sys.argv[1]).touch()
 
 run(main)
@@ -297,6 +299,8 @@ def test_ctrl_c_ends_in_order_a_second_one_changes_nothing_and_a_third_ends_at_o
         process.send_signal(signal.SIGINT)
         if number == 1:
             assert process.stderr.readline().startswith("still stopping; a third Ctrl-C ends")
+    if times < 3:
+        (tmp_path / "cleared-may-end").touch()
     _, rest = process.communicate(timeout=60)
 
     assert process.returncode == 130

@@ -7,8 +7,7 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,16 +15,10 @@ import pyarrow.dataset
 import pytest
 
 from detr.scenes.files import write_scenes
+from tests.waiting import wait_until
 
 ROOT = Path(__file__).parents[2]
 MANY = 200
-
-
-def wait_until(predicate: Callable[[], bool], seconds: float) -> None:
-    deadline = time.monotonic() + seconds
-    while not predicate():
-        assert time.monotonic() < deadline, "it did not come to pass"
-        time.sleep(0.05)
 
 
 @pytest.fixture

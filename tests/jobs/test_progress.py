@@ -5,22 +5,15 @@ from __future__ import annotations
 import os
 import pty
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from jobs.progress import line, shown_progress
 from pipelines.labelling.progress import Progress, WithUnfinishedShards
+from tests.waiting import wait_until
 
 HALF = Progress("label", images=600, images_this_start=400, images_planned=1_200, is_planned=True, errors=25)
-
-
-def wait_until(predicate: Callable[[], bool], seconds: float = 10) -> None:
-    deadline = time.monotonic() + seconds
-    while not predicate():
-        assert time.monotonic() < deadline, "it did not come to pass"
-        time.sleep(0.005)
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import pytest
 
 from pipelines.concurrently import map_concurrently, map_in_chunks, map_small, repeating
+from tests.waiting import wait_until
 
 
 @pytest.mark.parametrize("threads", [1, 4])
@@ -58,6 +59,7 @@ def test_chunks_give_all_results_in_order_and_little_is_begun_before_it_is_asked
     assert next(results) == 0
     assert begun == [0]
     assert next(results) == 1
+    wait_until(lambda: len(begun) == 1 + threads, 20, "the other threads' work")
     assert sorted(begun) == list(range(1 + threads))
     assert list(results) == [4, 9, 16, 25, 36, 49]
     assert list(map_in_chunks(square, [], threads=threads)) == []

@@ -105,7 +105,8 @@ if "dashboard/agent.py" in " ".join(sys.orig_argv):
     except FileExistsError:
         pass
     else:
-        time.sleep(600)
+        while os.getppid() != 1:  # its raylet is there
+            time.sleep(0.1)
 """
 START = """
 import psutil, ray

@@ -127,7 +127,8 @@ def test_table_plan_and_records_hold_no_secret(ended: Ended) -> None:
 
 
 def test_rays_own_logs_hold_no_secret(ended: Ended) -> None:
-    assert [path.name for path in ended.temporary.rglob("raylet.out")] == ["raylet.out"]
+    # several if a raylet ended as it started, and Ray was started again
+    assert {path.name for path in ended.temporary.rglob("raylet.out")} == {"raylet.out"}
 
     assert leaked_in_files([ended.temporary]) == {}
 

@@ -8,8 +8,9 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -36,6 +37,7 @@ from pipelines.labelling.labeler_spec import LabelerSpec, build_decoder, build_d
 from pipelines.store import StoreOptions
 from tests.families import write_family
 from tests.faults.poison import SITE, Harm, poison, victims
+from tests.waiting import wait_until
 
 LIMITS = DecodingLimits(memory_bytes=10**9, cpu_seconds=1.5, asleep_seconds=1.5)
 PLENTY = 64 * 10**9
@@ -91,13 +93,6 @@ def children_of(pid: int) -> set[int]:
         new = {child for child, parent in parents.items() if parent in new}
         found |= new
     return found
-
-
-def wait_until(predicate: Callable[[], bool], seconds: float = 120) -> None:
-    deadline = time.monotonic() + seconds
-    while not predicate():
-        assert time.monotonic() < deadline, "it did not come to pass"
-        time.sleep(0.02)
 
 
 # What is said of an image ---------------------------------------------------------------------------------------------
@@ -352,8 +347,9 @@ def test_all_children_may_be_killed_between_images() -> None:
 
     assert len(children_of(os.getpid())) >= 1 + 2 + 2  # the fork server, supervisors, workers
     for pid in children_of(os.getpid()):
-        if "decoding_child" in Path("/proc", str(pid), "cmdline").read_text():
-            os.kill(pid, signal.SIGKILL)
+        with suppress(FileNotFoundError, ProcessLookupError):  # a worker ends with its supervisor
+            if "decoding_child" in Path("/proc", str(pid), "cmdline").read_text():
+                os.kill(pid, signal.SIGKILL)
 
     assert decoder.prepare(picture()).height == 90
     decoder.close()

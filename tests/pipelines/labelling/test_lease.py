@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -37,6 +37,7 @@ from pipelines.store import Blob, Denied, Misconfigured, Store, StoreDown, Store
 from pipelines.store.local import LocalStore
 from tests.memory_store import MemoryStore, memory_store
 from tests.simulation.world import Clock
+from tests.waiting import wait_until
 
 NOW = datetime(2026, 11, 26, tzinfo=UTC)
 HERE = this_process()
@@ -253,15 +254,22 @@ def test_a_store_that_answers_late_is_still_waited_for() -> None:
     assert (said, clock.seconds) == (["waiting: a is writing"], 25)
 
 
+def check_until(check: Callable[[], None], *, seconds: float) -> None:
+    """Check again and again, until it raises or the time is over."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        check()
+        time.sleep(0.01)
+
+
 def test_a_start_that_has_lost_its_lease_stops(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "HEARTBEAT_SECONDS", 0.01)
     table = memory_store()
     with holding(table, can_swap=True, token="a", wait_seconds=0, say=lambda _: None) as check_lease:
         check_lease()
         table.put(LEASE_KEY, module._encode(module.Holder("b", ELSEWHERE, NOW, NOW)))
-        threading.Event().wait(1)
         with pytest.raises(RayDetrError, match=r"has lost its lease: table memory://store is being written .*gpu-7"):
-            check_lease()
+            check_until(check_lease, seconds=20)
 
 
 def test_heartbeats_and_giving_up_go_through_the_store_that_is_not_waited_for_long(
@@ -270,9 +278,11 @@ def test_heartbeats_and_giving_up_go_through_the_store_that_is_not_waited_for_lo
     monkeypatch.setattr(module, "HEARTBEAT_SECONDS", 0.01)
     table = memory_store()
     puts: list[str] = []
+    is_held = threading.Event()
 
     class Impatient(MemoryStore):
         def put(self, key: str, data: bytes, *, create: bool = False, if_match: str | None = None) -> str | None:
+            assert is_held.wait(20)
             puts.append(key)
             return table.put(key, data, create=create, if_match=if_match)
 
@@ -284,9 +294,8 @@ def test_heartbeats_and_giving_up_go_through_the_store_that_is_not_waited_for_lo
         table, can_swap=True, token="a", wait_seconds=0, say=lambda _: None, quick=Impatient("memory://table")
     ):
         assert puts == []
-        deadline = time.monotonic() + 20
-        while not puts and time.monotonic() < deadline:
-            time.sleep(0.01)
+        is_held.set()
+        wait_until(lambda: bool(puts))
     assert len(puts) >= 2
     assert set(puts) == {LEASE_KEY}
     assert acquire(table, ELSEWHERE, token="b", now=datetime.now(UTC)).holder.token == "b"
@@ -344,9 +353,7 @@ def test_a_heart_that_stops_for_an_unforeseen_reason_is_a_lost_lease(monkeypatch
     table = memory_store()
     with holding(table, can_swap=True, token="a", wait_seconds=0, say=lambda _: None) as check_lease:
         monkeypatch.setattr(module, "renew", None)
-        deadline = time.monotonic() + 20
-        while not seen and time.monotonic() < deadline:
-            time.sleep(0.01)
+        wait_until(lambda: bool(seen))
         with pytest.raises(RayDetrError, match="its heartbeat has stopped"):
             check_lease()
     assert isinstance(seen[0], TypeError)
@@ -358,11 +365,8 @@ def test_a_dead_process_that_its_parent_has_not_asked_for_is_dead() -> None:
     assert not is_dead(alive, HERE)
     assert process.stdin is not None
     process.stdin.close()
-    deadline = time.monotonic() + 20
-    while not is_dead(alive, HERE) and time.monotonic() < deadline:
-        time.sleep(0.01)
+    wait_until(lambda: is_dead(alive, HERE))
 
-    assert is_dead(alive, HERE)
     assert Path(f"/proc/{process.pid}").exists()
     process.wait()
 
@@ -380,9 +384,7 @@ def test_the_record_of_a_folder_says_who_writes_since_when_and_that_it_was_given
 
     with held(table, "a"):
         first = record()
-        deadline = time.monotonic() + 20
-        while record()["heartbeat_at"] == first["heartbeat_at"] and time.monotonic() < deadline:
-            time.sleep(0.01)
+        wait_until(lambda: record()["heartbeat_at"] != first["heartbeat_at"])
         later = record()
         assert later["heartbeat_at"] > first["heartbeat_at"] >= first["acquired_at"]
         assert (later["token"], later["process"]["pid"], later["is_released"]) == ("a", os.getpid(), False)

@@ -250,6 +250,7 @@ def test_row_groups_are_read_at_once_up_to_a_number_of_bytes(lake: Lake, monkeyp
     objects, fetcher = listed(lake, "s3://lake/a.parquet", column="image"), Fetcher(lake, Clock())
     fetch_all(fetcher, objects[:1])
     reading, most = 0, 0
+    overlaps = threading.Event()
     lock, whole = threading.Lock(), lake.store.get_range
 
     def read(key: str, start: int, length: int, *, if_match: str | None = None) -> bytes:
@@ -257,7 +258,10 @@ def test_row_groups_are_read_at_once_up_to_a_number_of_bytes(lake: Lake, monkeyp
         with lock:
             reading += 1
             most = max(most, reading)
-        time.sleep(0.02)
+            if reading > 1:
+                overlaps.set()
+        assert overlaps.wait(20)
+        time.sleep(0.02)  # for a third
         with lock:
             reading -= 1
         return whole(key, start, length, if_match=if_match)

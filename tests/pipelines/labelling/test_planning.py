@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import pytest
 
@@ -15,6 +14,7 @@ from pipelines.labelling.planning import Planner
 from pipelines.lake.lake_object import Listed
 from pipelines.lake.listing import Listing
 from pipelines.table.schema import NO_COLUMNS
+from tests.waiting import wait_until
 
 
 def segment(index: int, shards: int = 64, images: int = 10) -> PlannedSegment:
@@ -23,13 +23,6 @@ def segment(index: int, shards: int = 64, images: int = 10) -> PlannedSegment:
 
 def listing_of(*listed: Listed) -> Listing:
     return Listing((lambda after: iter(listed),), NO_COLUMNS)
-
-
-def wait_until(predicate: Callable[[], bool], seconds: float = 10) -> None:
-    deadline = time.monotonic() + seconds
-    while not predicate():
-        assert time.monotonic() < deadline, "it did not come to pass"
-        time.sleep(0.005)
 
 
 def test_a_small_plan_is_one_wave() -> None:

@@ -113,16 +113,18 @@ def test_many_short_calls_of_one_thread_are_not_added_up() -> None:
 @pytest.mark.slow
 @pytest.mark.faults
 @pytest.mark.parametrize(
-    ("hang", "code"),
-    [("while True: pass", -signal.SIGKILL), ("ctypes.PyDLL(None).sleep(1000)", 1)],
+    ("hang", "silent_seconds", "code"),
+    [("while True: pass", 120, -signal.SIGKILL), ("ctypes.PyDLL(None).sleep(1000)", 2, 1)],
     ids=["computes", "holds Python's lock"],
 )
-def test_the_process_ends_even_if_the_image_holds_the_lock_that_the_watch_needs(hang: str, code: int) -> None:
+def test_the_process_ends_even_if_the_image_holds_the_lock_that_the_watch_needs(
+    hang: str, silent_seconds: int, code: int
+) -> None:
     program = f"""
 import ctypes
 from pipelines.labelling import watched_decoding
 from pipelines.labelling.decoding import DecodingLimits
-watched_decoding.SILENT_SECONDS = 2
+watched_decoding.SILENT_SECONDS = {silent_seconds}
 class Hangs:
     def prepare(self, data):
         {hang}

@@ -28,6 +28,7 @@ from pipelines.labelling.labeler import NotDetected
 from pipelines.labelling.labeler_spec import LabelerSpec
 from pipelines.labelling.outcome import Failed, Lost, Outcome, ShardReport
 from pipelines.store import StoreOptions
+from tests.waiting import wait_until
 
 SPEC = LabelerSpec(
     table="/nowhere",
@@ -59,13 +60,6 @@ def is_alive(pid: int) -> bool:
     except ProcessLookupError:
         return False
     return True
-
-
-def wait_until(predicate: Callable[[], bool], seconds: float = 30) -> None:
-    deadline = time.monotonic() + seconds
-    while not predicate():
-        assert time.monotonic() < deadline, "it did not come to pass"
-        time.sleep(0.05)
 
 
 def shard_of(monkeypatch: pytest.MonkeyPatch, label: Callable[[int], Any], *, device: str = "cpu") -> ShardActor:

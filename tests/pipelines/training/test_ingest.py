@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import fields, replace
 from itertools import chain
 from typing import Any
@@ -23,6 +23,7 @@ from pipelines.training.batch import Preparation, TrainBatch
 from pipelines.training.ingest import FETCH_AHEAD_STEPS, train_batches
 from pipelines.training.order import EpochOrder, plan_epoch, served_readers
 from pipelines.training.row_groups import RowGroups
+from tests.waiting import wait_until
 
 PLAIN = Preparation("none", ((7, 0), (9, 1)), seed=0, size_rule=SizeRule(shorter=20, longest=30))
 SCENES = Preparation("scenes", ((7, 0), (9, 1)), seed=0, scene_sides=(20, 24))
@@ -82,13 +83,6 @@ def planned(groups: RowGroups, order: EpochOrder, readers: Sequence[int]) -> Nam
 
 def threads_of_ours() -> list[str]:
     return [thread.name for thread in threading.enumerate() if thread.name.startswith("ingest")]
-
-
-def wait_until(predicate: Callable[[], bool], seconds: float = 10) -> None:
-    deadline = time.monotonic() + seconds
-    while not predicate():
-        assert time.monotonic() < deadline, "it did not come to pass"
-        time.sleep(0.005)
 
 
 @pytest.mark.parametrize("workers", [1, 2, 3])

@@ -367,6 +367,7 @@ def test_a_limit_stops_behind_a_checkpoint_and_the_same_call_resumes(
 
     with monkeypatch.context() as patched:
         patched.setattr("pipelines.training.train.metering", lambda caps: contextlib.nullcontext(meter))
+        patched.setattr("pipelines.training.ray_trainer.POLL_SECONDS", 0.02)  # a fast machine ends the run meanwhile
         with pytest.raises(CapReached) as reached:
             train(config, on_progress=stop)
 
