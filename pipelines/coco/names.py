@@ -30,9 +30,10 @@ class ImageNames:
     """The file names of annotated images, and a search for the one that matches a path.
 
     A file matches an annotated image if its path ends in the image's whole file name, or in that name without the
-    folders that all annotated names begin with: `cam1/1.jpg` and `cam2/1.jpg` are two images, and `elsewhere/1.jpg` is
-    neither. Names are compared exactly; if none is equal, they are compared without case, Unicode normalisation, `%20`,
-    backslashes and the part before `?d=`, and the match counts if it is unique.
+    folders that all annotated names begin with: `cam1/1.jpg` and `cam2/1.jpg` are two images, and `elsewhere/1.jpg`
+    is neither. The query of a web address counts only if it is in the image's name, such as `img?id=2`. Names are
+    compared exactly; if none is equal, they are compared without case, Unicode normalisation, `%20`, backslashes
+    and the part before `?d=`, and the match counts if it is unique.
 
     Memory: about 200 bytes per image.
     """
@@ -56,7 +57,11 @@ class ImageNames:
         """
         root, key = split_uri(uri)
         if root.startswith(("http://", "https://")):
-            key = unquote(key.partition("#")[0].partition("?")[0])
+            path, mark, query = key.partition("#")[0].partition("?")
+            name = self._exact.longest(_parts(key)) if mark else None
+            if name is not None and name.endswith(mark + query):  # as our exports name it
+                return NameMatch(name)
+            key = unquote(path)
         parts = _parts(key)
         name = self._exact.longest(parts)
         if name is not None:

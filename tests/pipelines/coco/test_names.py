@@ -30,6 +30,23 @@ def test_a_file_is_of_the_image_whose_whole_name_its_path_ends_in(uri: str, name
     assert found(CARDS, uri) == (None if name is None else NameMatch(name))
 
 
+@pytest.mark.parametrize(
+    ("uri", "name"),
+    [
+        ("https://host/x/img?id=1", "img?id=1"),
+        ("https://host/x/img?id=2&size=a/b", "img?id=2&size=a/b"),
+        ("https://host/x/img?id=3", None),
+        ("https://host/x/1.jpg?id=1", "1.jpg"),
+        ("https://host/x/2.jpg?next=x/1.jpg", None),
+        ("https://host/x/1.jpg#img?id=1", "1.jpg"),
+    ],
+)
+def test_the_query_of_a_web_address_counts_where_it_is_in_the_name(uri: str, name: str | None) -> None:
+    match = found(["img?id=1", "img?id=2&size=a/b", "1.jpg"], uri)
+
+    assert match == (None if name is None else NameMatch(name))
+
+
 def test_a_file_in_other_folders_is_distinguished_from_one_that_is_placed_as_annotated() -> None:
     match = found(CARDS, "s3://lake/a/quite/other/IMG_0002.jpg")
 
