@@ -105,10 +105,14 @@ def text_bounds(file: pq.ParquetFile, group: int, name: str) -> tuple[str, str] 
     return statistics.min, statistics.max
 
 
+def plain_type(kind: pa.DataType) -> pa.DataType:
+    """Return the type of a column's values: of a dictionary (categories), that of its values."""
+    return kind.value_type if pa.types.is_dictionary(kind) else kind
+
+
 def is_text(kind: pa.DataType) -> bool:
     """Return whether a type is text, also as a dictionary."""
-    if pa.types.is_dictionary(kind):
-        kind = kind.value_type
+    kind = plain_type(kind)
     return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind))
 
 

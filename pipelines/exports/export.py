@@ -28,7 +28,7 @@ from pipelines.exports.trees import NUMBERED_ANEW, PAIRED_BY_STEM, TREES, EqualS
 from pipelines.labelling.recorded_settings import COLUMN, RecordedSettings
 from pipelines.marks.marks import read_marks
 from pipelines.marks.matching import Matcher
-from pipelines.parquet_files import is_number, is_text, open_listed, parquet_of
+from pipelines.parquet_files import is_number, is_text, open_listed, parquet_of, plain_type
 from pipelines.store import (
     Store,
     StoreEntry,
@@ -172,6 +172,8 @@ def _look(table: Store, kind: Format) -> _Files:
 
 def _joined(known: pa.Field, column: pa.Field, name: str, kind: Format) -> pa.Field:
     """Return a type for the values of both columns: text for numbers beside text, which a list of images may have."""
+    if column.name not in SCHEMA.names and plain_type(known.type) == plain_type(column.type):
+        return known.with_type(plain_type(known.type))  # runs of earlier releases kept categories as such
     if column.name not in SCHEMA.names and kind != "iceberg":  # which registers the files unchanged
         if any(is_text(one.type) and is_number(other.type) for one, other in ((known, column), (column, known))):
             return pa.field(column.name, pa.string())

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import pyarrow as pa
 
 from pipelines.errors import RayDetrError
+from pipelines.parquet_files import plain_type
 
 
 def register_files(catalog: str, identifier: str, uris: Sequence[str], schema: pa.Schema) -> int:
@@ -50,6 +51,4 @@ def register_files(catalog: str, identifier: str, uris: Sequence[str], schema: p
 
 def _plain(schema: pa.Schema) -> pa.Schema:
     """Return the columns without dictionaries, which Iceberg does not support."""
-    return pa.schema(
-        [field.with_type(field.type.value_type) if pa.types.is_dictionary(field.type) else field for field in schema]
-    )
+    return pa.schema([field.with_type(plain_type(field.type)) for field in schema])

@@ -25,6 +25,7 @@ from pipelines.exports.places import FILE_BYTES, put_index, require_empty
 from pipelines.exports.spool import SpoolFile
 from pipelines.store import PutsFiles, Store, without_known_secrets
 
+_LONGEST_NAME: Final = 250  # bytes of an image's name: file systems take 255, with the suffix of its label file
 # XML 1.0 has only these characters; parsers read a carriage return as a line feed
 _NOT_IN_XML: Final = re.compile(r"[^\t\n\x20-\uD7FF\uE000-\uFFFD\U00010000-\U0010FFFF]")
 
@@ -111,9 +112,16 @@ class EqualStems:
         self._hashes = array("q")  # of whole addresses: below one folder, their ends are equal if the addresses are
 
     def watch(self, columns: Iterable[pa.ChunkedArray]) -> Iterator[pa.ChunkedArray]:
-        """Yield the columns of addresses unchanged."""
+        """Yield the columns of addresses unchanged.
+
+        Raises:
+            UsageError: a name is too long for a file.
+        """
         for column in columns:
-            self._hashes.extend(map(_hash, column.to_pylist()))
+            uris = column.to_pylist()
+            self._hashes.extend(map(_hash, uris))
+            for uri in uris:
+                _check_length(uri)
             yield column
 
     def repeated(self) -> set[int]:
@@ -141,6 +149,19 @@ class EqualStems:
                             "format pairs pictures and labels. Export to coco-dataset instead, or rename one."
                         )
                     first[stem] = shown
+
+
+def _check_length(uri: str) -> None:
+    """Refuse a web address whose query makes a name that no file system takes; paths and keys of disks are shorter.
+
+    Raises:
+        UsageError: with the address.
+    """
+    if uri.startswith(("http://", "https://")) and len(uri.rpartition("/")[2].encode()) > _LONGEST_NAME:
+        raise UsageError(
+            f"{without_known_secrets(uri)[:100]}... has a name of more than {_LONGEST_NAME} bytes, which no file can "
+            "have. Export to coco-dataset instead, which has all names in one file."
+        )
 
 
 def _hash(uri: str) -> int:

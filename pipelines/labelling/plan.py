@@ -26,8 +26,10 @@ from pipelines.labelling.manifest import (
 from pipelines.labelling.past_settings import PastSettings
 from pipelines.labelling.publish import THREADS, read_done
 from pipelines.labelling.run import RunRequest, find_unfinished, sealed_sentence
+from pipelines.lake.list_addresses import is_unusual_file
 from pipelines.lake.listing import Listing, list_objects
 from pipelines.lake.member_files import MemberIndexes
+from pipelines.parquet_files import plain_type
 from pipelines.store import Store, StoreError, open_store
 
 __all__ = [
@@ -187,6 +189,12 @@ def write_plan(
         kept_schema = read_kept_schema(table, run_id)
         if _as_listed(kept_schema, listing.kept_schema) != listing.kept_schema:
             raise _other_types(run_id, kept_schema)
+        if position.last_uri is not None and is_unusual_file(position.last_uri):
+            raise RayDetrError(
+                f"an earlier release began run {run_id} with addresses such as {position.last_uri}, which this release "
+                "writes without repeated slashes and dots, in another order. Use --new-run to seal the run and start "
+                "a new one."
+            )
     selection = selection or Selection()
     if index:
         look = None  # the plan already goes beyond what was read
@@ -225,7 +233,7 @@ def _as_listed(begun: pa.Schema, listed: pa.Schema) -> pa.Schema:
     def as_listed(old: pa.Field, new: pa.Field) -> pa.Field:
         if pa.types.is_null(old.type):
             return new
-        return old.with_type(old.type.value_type) if pa.types.is_dictionary(old.type) else old
+        return old.with_type(plain_type(old.type))
 
     return pa.schema([as_listed(old, new) for old, new in zip(begun, listed, strict=True)])
 

@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from pipelines.errors import RayDetrError
 from pipelines.lake.uri_tables import UriTable
-from pipelines.parquet_files import is_number, is_text, stored_schema
+from pipelines.parquet_files import is_number, is_text, plain_type, stored_schema
 from pipelines.table.schema import NO_COLUMNS
 
 
@@ -42,14 +42,14 @@ def with_types(table: UriTable, schema: pa.Schema) -> UriTable:
     """Return a list whose kept numbers are text where a schema has text."""
     rows = table.rows
     for place, name in enumerate(rows.column_names[3:], start=3):
-        if is_number(rows.schema.field(name).type) and is_text(schema.field(name).type):
-            rows = rows.set_column(place, name, rows[name].cast(pa.string()))
+        kind = plain_type(rows.schema.field(name).type)
+        if is_number(kind) and is_text(schema.field(name).type):
+            rows = rows.set_column(place, name, rows[name].cast(kind).cast(pa.string()))
     return replace(table, rows=rows)
 
 
 def _stored_type(name: str, stored: pa.Schema) -> pa.DataType | None:
-    kind = stored.field(name).type if name in stored.names else None
-    return kind.value_type if kind is not None and pa.types.is_dictionary(kind) else kind
+    return plain_type(stored.field(name).type) if name in stored.names else None
 
 
 def _common_type(name: str, tables: Sequence[UriTable], stored: pa.DataType | None) -> pa.DataType:
@@ -63,7 +63,7 @@ def _common_type(name: str, tables: Sequence[UriTable], stored: pa.DataType | No
     """
     kinds: dict[pa.DataType, str] = {}
     for table in tables:
-        kinds.setdefault(table.rows.schema.field(name).type, table.name)
+        kinds.setdefault(plain_type(table.rows.schema.field(name).type), table.name)
     valued = [kind for kind in kinds if not pa.types.is_null(kind)]
     known = None if stored is None or pa.types.is_null(stored) else stored
     if not valued:
@@ -84,7 +84,7 @@ def _common_type(name: str, tables: Sequence[UriTable], stored: pa.DataType | No
 def _fits_double(column: pa.ChunkedArray) -> bool:
     """Return whether no digit of a number is lost in a double."""
     try:
-        column.cast(pa.float64())
+        column.cast(plain_type(column.type)).cast(pa.float64())
     except pa.ArrowInvalid:
         return False
     return True

@@ -9,17 +9,23 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipelines.errors import RayDetrError
+from pipelines.parquet_files import is_number, is_text, plain_type
 
 _EPOCH: Final = date(1970, 1, 1)
+_UTC: Final = ("UTC", "Etc/UTC", "GMT", "Z", "+00:00")
 _IN_A_SECOND: Final = {"s": 1, "ms": 10**3, "us": 10**6}
 
 
 def plannable(column: pa.ChunkedArray, name: str, table: str) -> pa.ChunkedArray:
-    """Return a kept column in a type that a plan can store: plain values, and times in microseconds, Python's unit.
+    """Return a kept column whose Python values a plan can store: without views, times in microseconds, Python's unit.
+
+    Categories of text and numbers stay categories, which take less memory; `plain_type` is the type of their values.
 
     Raises:
         RayDetrError: a time has fractions of a microsecond, or is outside the years 1 to 9999.
     """
+    if pa.types.is_dictionary(column.type) and (is_text(column.type) or is_number(column.type.value_type)):
+        return column
     wanted = _plannable_type(column.type)
     if column.type != wanted:
         try:
@@ -40,9 +46,7 @@ def plannable(column: pa.ChunkedArray, name: str, table: str) -> pa.ChunkedArray
 
 
 def _plannable_type(kind: pa.DataType) -> pa.DataType:
-    """Return the type in which a plan stores values of a type: without dictionary, view or nanoseconds."""
-    if pa.types.is_dictionary(kind):
-        return _plannable_type(kind.value_type)
+    kind = plain_type(kind)
     if pa.types.is_string_view(kind):
         return pa.string()
     if pa.types.is_binary_view(kind):
@@ -63,8 +67,9 @@ def _python_limits(kind: pa.DataType) -> tuple[int, int] | None:
     if pa.types.is_date64(kind):
         return (date.min - _EPOCH).days * 86_400_000, (date.max - _EPOCH).days * 86_400_000
     if pa.types.is_timestamp(kind):
-        day = 86_400 * _IN_A_SECOND[kind.unit]  # times with a zone are converted to it: less than a day
-        return (date.min - _EPOCH).days * day + day, (date.max - _EPOCH).days * day - 1
+        day = 86_400 * _IN_A_SECOND[kind.unit]
+        margin = 0 if kind.tz in (None, *_UTC) else day  # Python converts a time to its zone
+        return (date.min - _EPOCH).days * day + margin, ((date.max - _EPOCH).days + 1) * day - 1 - margin
     if pa.types.is_duration(kind):
         most = timedelta.max.days * 86_400 * _IN_A_SECOND[kind.unit]
         return -most, most

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Final
 
 import pyarrow as pa
@@ -51,16 +52,27 @@ def whole_uris(uris: pa.ChunkedArray, folder: str, name: str) -> pa.ChunkedArray
         RayDetrError: there are relative ones, and the folder's name is not UTF-8; or one is a file of another machine.
     """
     is_whole = pc.match_substring_regex(uris, "^[a-z][a-z0-9+.-]+://")
-    if pc.all(pc.and_not(is_whole, pc.match_substring_regex(uris, _UNUSUAL_FILE))).as_py() is not False:
+    is_plain = pc.and_not(is_whole, pc.match_substring_regex(uris, _UNUSUAL_FILE))
+    if pc.all(is_plain).as_py() is not False:
         return uris
-    written = uris.to_pylist()
-    other = next(filter(other_machine, written), None)
-    if other is not None:
-        raise RayDetrError(f"{name}: the image {explain_other_machine(other)}")
-    whole = [_whole_uri(uri, folder) for uri in written]
-    if not is_utf8(folder) and not all(map(is_utf8, whole)):
-        raise RayDetrError(f"{name!a}: the name of its folder is not UTF-8, so a table cannot store it. Rename it.")
-    return pa.chunked_array([pa.array(whole, pa.large_string())])
+    chunks = []
+    for chunk, is_as_it_is in zip(uris.chunks, is_plain.chunks, strict=True):
+        is_other = pc.invert(is_as_it_is)
+        written = chunk.filter(is_other).to_pylist()
+        other = next(filter(other_machine, written), None)
+        if other is not None:
+            raise RayDetrError(f"{name}: the image {explain_other_machine(other)}")
+        whole = [_whole_uri(uri, folder) for uri in written]
+        if not is_utf8(folder) and not all(map(is_utf8, whole)):
+            raise RayDetrError(f"{name!a}: the name of its folder is not UTF-8, so a table cannot store it. Rename it.")
+        chunks.append(pc.replace_with_mask(chunk, is_other, pa.array(whole, pa.large_string())))
+    return pa.chunked_array(chunks)
+
+
+def is_unusual_file(uri: str) -> bool:
+    """Return whether an address is one of a local file that `whole_uris` writes in another way."""
+    member = split_member(uri)
+    return re.match(_UNUSUAL_FILE, uri if member is None else member[0]) is not None
 
 
 def _whole_uri(uri: str, folder: str) -> str:

@@ -110,7 +110,7 @@ def without_secrets(uri: str) -> str:
     stores, in which `?` is an ordinary character, only signatures are removed.
     """
     scheme = scheme_of(uri)
-    return _without(uri, lambda name: scheme in _WEB or _is_secret(scheme, name))
+    return _without(uri, lambda name, value: scheme in _WEB or _is_secret(scheme, name, value))
 
 
 def without_known_secrets(uri: str) -> str:
@@ -120,7 +120,7 @@ def without_known_secrets(uri: str) -> str:
     refuse addresses with a secret, so only rows of other origin change.
     """
     scheme = scheme_of(uri)
-    return _without(uri, lambda name: _is_secret(scheme, name))
+    return _without(uri, lambda name, value: _is_secret(scheme, name, value))
 
 
 def has_secret(uri: str) -> bool:
@@ -132,7 +132,7 @@ def has_secret(uri: str) -> bool:
     if scheme in ("", "file"):
         return False
     return any(user.search(uri) for user in _USERS) or any(
-        _is_secret(scheme, found[1]) for found in _QUERY_VALUE.finditer(uri)
+        _is_secret(scheme, found[1], found[2]) for found in _QUERY_VALUE.finditer(uri)
     )
 
 
@@ -151,16 +151,17 @@ def check_no_secret(name: str, uri: str, *, instead: str) -> None:
         raise ValueError(f"{name}: the address {without_secrets(uri)} {GIVES_ACCESS} {instead}")
 
 
-def _without(uri: str, is_hidden: Callable[[str], bool]) -> str:
+def _without(uri: str, is_hidden: Callable[[str, str], bool]) -> str:
     shown = uri
     for user in _USERS if scheme_of(uri) not in ("", "file") else ():
         shown = user.sub(r"\1", shown)
-    return _QUERY_VALUE.sub(lambda found: f"{found[1]}=..." if is_hidden(found[1]) else found[0], shown)
+    return _QUERY_VALUE.sub(lambda found: f"{found[1]}=..." if is_hidden(found[1], found[2]) else found[0], shown)
 
 
-def _is_secret(scheme: str, name: str) -> bool:
+def _is_secret(scheme: str, name: str, value: str) -> bool:
+    """Return whether a parameter has a secret: by its name, or in an address that it hands on to the host."""
     known = _SECRET_NAME if scheme in _WEB or scheme in _AZURE else _SIGNED_NAME
-    return known.fullmatch(name) is not None
+    return known.fullmatch(unquote(name)) is not None or (scheme in _WEB and has_secret(unquote(value)))
 
 
 def _local_path(uri: str) -> str:

@@ -105,7 +105,8 @@ if "dashboard/agent.py" in " ".join(sys.orig_argv):
     except FileExistsError:
         pass
     else:
-        while os.getppid() != 1:  # its raylet is there
+        raylet = os.getppid()
+        while os.getppid() == raylet:
             time.sleep(0.1)
 """
 START = """

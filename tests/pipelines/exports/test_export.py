@@ -235,6 +235,22 @@ def test_a_kept_column_with_numbers_in_one_run_and_text_in_another_is_text(table
     assert {row["uri"]: row["station"] for row in rows}["c"] == "7"
 
 
+@pytest.mark.parametrize("kind", ["parquet", "jsonl"])
+def test_categories_of_an_earlier_release_beside_text_are_text(table: str, tmp_path: Path, kind: str) -> None:
+    categories = pa.schema([("station", pa.dictionary(pa.int8(), pa.string()))])
+    publish(table, "run-3", [Row("c", detections=DOG, kept=("east",))], categories)
+
+    export(ExportConfig(table, str(tmp_path / f"out.{kind}")))
+
+    path = tmp_path / f"out.{kind}"
+    lines = (
+        [json.loads(line) for line in path.read_text().splitlines()]
+        if kind == "jsonl"
+        else pq.read_table(path).to_pylist()
+    )
+    assert [line["station"] for line in lines] == [None, None, "north", "east"]
+
+
 def test_a_kept_column_that_was_empty_in_one_run_has_the_values_of_the_others(table: str, tmp_path: Path) -> None:
     publish(table, "run-3", [Row("c", detections=DOG, kept=(None,))], pa.schema([("station", pa.null())]))
     publish(table, "run-4", [Row("d", detections=DOG, kept=("south",))], pa.schema([("station", pa.large_string())]))

@@ -197,6 +197,17 @@ def test_images_of_the_web_that_differ_in_their_query_only_stay_different(tmp_pa
         ]
 
 
+@pytest.mark.parametrize("kind", ["yolo", "voc"])
+def test_a_name_that_no_file_can_have_is_refused_before_the_first_file(kind: str, tmp_path: Path) -> None:
+    table, out = str(tmp_path / "table"), tmp_path / "out"
+    publish(table, "run-1", [row("https://h/a.jpg"), row(f"https://h/img?url={'x' * 260}")])
+
+    with pytest.raises(UsageError, match=r"^https://h/img\?url=x+\.\.\. has a name of more than 250 bytes"):
+        export(ExportConfig(table, str(out), format=kind))  # type: ignore[arg-type]
+
+    assert not out.exists()
+
+
 @pytest.mark.parametrize("kind", ["csv", "coco-dataset", "labelstudio", "megadetector", "coco", "voc"])
 def test_a_secret_that_got_into_a_table_is_not_exported(kind: str, tmp_path: Path) -> None:
     """Lists with such addresses are refused; the rows are of another origin."""

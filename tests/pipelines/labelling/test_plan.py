@@ -444,6 +444,16 @@ def test_a_plan_that_an_earlier_release_began_with_an_empty_kept_column_is_resum
     assert read_planned(table, "run", 1)[1] == nulls
 
 
+def test_a_plan_that_an_earlier_release_began_in_another_order_of_addresses_is_not_resumed() -> None:
+    table = memory_store()
+    earlier: list[Listed] = [LakeObject(f"file:///data/x/../{number:03}.jpg", "e", 1) for number in range(70)]
+    next(write_plan(table, "run", listing_of(earlier), none_labelled, shard_images=1))
+    today: list[Listed] = [LakeObject(f"file:///data/{number:03}.jpg", "e", 1) for number in range(70)]
+
+    with pytest.raises(RayDetrError, match=r"began run run with addresses such as file:///data/x/\.\./.*--new-run"):
+        list(write_plan(table, "run", listing_of(today), none_labelled, shard_images=1))
+
+
 def test_a_plan_that_an_earlier_release_began_with_categories_is_resumed() -> None:
     table = memory_store()
     categories = pa.schema([("n", pa.dictionary(pa.int8(), pa.string()))])

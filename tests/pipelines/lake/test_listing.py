@@ -508,6 +508,10 @@ def parquet_list(name: str, values: pa.Array) -> tuple[str, bytes]:
         ([pa.array(["x"]), pa.array(["y"], pa.large_string())], pa.string(), ["x", "y"]),
         ([pa.array(["x"]).dictionary_encode(), pa.array(["y"]), pa.nulls(1)], pa.string(), ["x", "y", None]),
         ([pa.array(["x"], pa.large_string())], pa.large_string(), ["x"]),
+        ([pa.array(["x"]).dictionary_encode()], pa.string(), ["x"]),  # pandas' and Polars' categories
+        ([pa.array([7]).dictionary_encode()], pa.int64(), [7]),
+        ([pa.array([7]).dictionary_encode(), pa.array([0.5])], pa.float64(), [7, 0.5]),
+        ([pa.array([7]).dictionary_encode(), pa.array(["x"])], pa.string(), ["7", "x"]),
     ],
 )
 def test_kept_columns_get_one_type_that_holds_the_values_of_all_lists(

@@ -102,6 +102,13 @@ def test_names_that_only_look_like_secrets_are_shown_whole(uri: str) -> None:
         ("https://cdn.example/img?id=1&path=a/b.jpg", "https://cdn.example/img?id=1&path=a/b.jpg"),
         ("https://h/a.jpg?X-Amz-Signature=abc&v=1", "https://h/a.jpg?X-Amz-Signature=...&v=1"),
         ("https://user:password@h/a.jpg?v=1", "https://h/a.jpg?v=1"),
+        ("https://h/x?%73ig=abc&v=1", "https://h/x?%73ig=...&v=1"),
+        ("https://h/resize?url=https://u:pw@h/a.jpg&w=9", "https://h/resize?url=...&w=9"),
+        ("https://h/resize?url=https%3A%2F%2Fb%2Fa%3FX-Amz-Signature%3Dab&w=9", "https://h/resize?url=...&w=9"),
+        (
+            "https://h/resize?url=https%3A%2F%2Fb%2Fa%3Fid%3D7&w=9",
+            "https://h/resize?url=https%3A%2F%2Fb%2Fa%3Fid%3D7&w=9",
+        ),
         ("s3://b/saved.jpg?token=1", "s3://b/saved.jpg?token=1"),
         ("s3://b/x?X-Amz-Credential=AKIA/x&y=1", "s3://b/x?X-Amz-Credential=...&y=1"),
         ("/photos/user:password@x?v=1", "/photos/user:password@x?v=1"),
