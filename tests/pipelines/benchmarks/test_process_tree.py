@@ -1,5 +1,8 @@
+import fcntl
 import os
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 from pipelines.benchmarks.process_tree import TreeUse, run_measured
@@ -12,13 +15,14 @@ def burn(seconds):
 """
 
 
-def run(tmp_path: Path, code: str, *, timeout_s: float = 60.0) -> TreeUse:
+def run(tmp_path: Path, code: str, *, timeout_s: float = 60.0, watch: Callable[[float], None] | None = None) -> TreeUse:
     return run_measured(
         [sys.executable, "-c", BURN + code],
         environment=dict(os.environ),
         folder=tmp_path,
         output=tmp_path / "output.txt",
         timeout_s=timeout_s,
+        watch=watch,
     )
 
 
@@ -61,6 +65,16 @@ subprocess.run([sys.executable, "-c", "import time; held = bytearray(60_000_000)
     assert 120e6 <= use.peak_bytes < 300e6
 
 
+def until_it_has_written(folder: Path) -> Callable[[float], None]:
+    """Return a watch that first waits for a line of the command's output."""
+
+    def wait(_: float) -> None:
+        while "\n" not in (folder / "output.txt").read_text():
+            time.sleep(0.01)
+
+    return wait
+
+
 def has_ended(pid: int) -> bool:
     """Return whether a process that nobody waits for is gone, or dead and not yet collected by the system."""
     try:
@@ -77,12 +91,32 @@ child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(300)"])
 print(child.pid, flush=True)
 child.wait()
 """
-    use = run(tmp_path, code, timeout_s=1.5)
+    use = run(tmp_path, code, timeout_s=1.5, watch=until_it_has_written(tmp_path))
 
     assert use.timed_out
     assert use.exit_code == -9
     assert use.wall_s < 30
     assert has_ended(int((tmp_path / "output.txt").read_text()))
+
+
+def test_a_process_that_is_started_while_the_others_are_killed_is_killed_too(tmp_path: Path) -> None:
+    code = """
+import fcntl, os
+lock = open("lock", "w")
+fcntl.flock(lock, fcntl.LOCK_EX)  # every child holds it too
+for number in range(2000):
+    if os.fork() == 0:
+        time.sleep(60)
+        os._exit(0)
+    if number == 3:
+        print("started", flush=True)
+    time.sleep(0.003)
+"""
+    use = run(tmp_path, code, timeout_s=0, watch=until_it_has_written(tmp_path))
+
+    assert use.timed_out
+    with (tmp_path / "lock").open() as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # fails where a process holds it
 
 
 def test_the_exit_code_and_the_output_are_kept(tmp_path: Path) -> None:
