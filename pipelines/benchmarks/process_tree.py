@@ -29,7 +29,8 @@ class TreeUse:
         cpu_s: user and system CPU seconds of all processes. It is the larger of two lower bounds: the kernel's sum for
             processes that were waited for, and the samples of every process while it ran.
         peak_bytes: the largest sampled sum of the processes' memory; shared pages count once if the kernel reports
-            proportional set sizes.
+            proportional set sizes. A peak shorter than the time between two readings (0.3 s, up to 3 s on a machine
+            with many processes) may be missed.
         processes: number of sampled processes.
     """
 
