@@ -4,7 +4,7 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -13,6 +13,7 @@ SAMPLING_SHARE = 0.05  # largest share of a core: a sample takes longer on a mac
 MEMORY_EVERY = 6  # samples between two readings of memory, which takes the kernel longer than reading CPU time
 LONGEST_PAUSE = 0.5  # seconds between two samples
 LINGER_SECONDS = 10.0  # seconds for processes of the tree that outlive its root
+STOP_SECONDS = 2.0  # longest wait until the processes of a tree have stopped, before they are killed
 _TICKS = os.sysconf("SC_CLK_TCK")
 _PAGE = os.sysconf("SC_PAGE_SIZE")
 
@@ -28,7 +29,8 @@ class TreeUse:
         cpu_s: user and system CPU seconds of all processes. It is the larger of two lower bounds: the kernel's sum for
             processes that were waited for, and the samples of every process while it ran.
         peak_bytes: the largest sampled sum of the processes' memory; shared pages count once if the kernel reports
-            proportional set sizes.
+            proportional set sizes. A peak shorter than the time between two readings (0.3 s, up to 3 s on a machine
+            with many processes) may be missed.
         processes: number of sampled processes.
     """
 
@@ -114,19 +116,20 @@ def run_measured(
     waited, code, usage = os.wait4(process.pid, os.WNOHANG)
     while not waited:
         sampling = time.thread_time()
-        living = tree.sample(with_memory=samples % MEMORY_EVERY == 0)
+        tree.sample(with_memory=samples % MEMORY_EVERY == 0)
         samples += 1
         elapsed = time.monotonic() - began
         if watch is not None:
             watch(elapsed)
         if elapsed > timeout_s and not timed_out:
             timed_out = True
-            _kill(living)
+            _kill(tree)
         time.sleep(min(max(SAMPLE_SECONDS, (time.thread_time() - sampling) / SAMPLING_SHARE), LONGEST_PAUSE))
         waited, code, usage = os.wait4(process.pid, os.WNOHANG)
     exit_code = os.waitstatus_to_exitcode(code)
     process.returncode = exit_code  # otherwise Popen would wait for a process id that may be reused
     wall_s = time.monotonic() - began
+    tree.root = 0  # its id may be another process's from now on
     _wait_for_rest(tree)
     return TreeUse(
         exit_code=exit_code,
@@ -140,18 +143,48 @@ def run_measured(
 
 def _wait_for_rest(tree: ProcessTree) -> None:
     deadline = time.monotonic() + LINGER_SECONDS
-    while living := tree.sample(with_memory=False) - {tree.root}:
+    while tree.sample(with_memory=False):
         if time.monotonic() > deadline:
-            _kill(living)
+            _kill(tree)
         time.sleep(SAMPLE_SECONDS)
 
 
-def _kill(processes: set[int]) -> None:
+def _kill(tree: ProcessTree) -> None:
+    """Kill all processes of a tree, also those that are started meanwhile.
+
+    A child is found through its parent, so all are stopped before the first is killed: a stopped process starts no
+    child, while one that was told to stop may still complete a fork.
+    """
+    deadline = time.monotonic() + STOP_SECONDS  # a process does not stop while it waits for its vfork, or for a disk
+    stopping: set[int] = set()
+    while True:
+        all_stopped = all(_is_stopped(pid) for pid in stopping)
+        living = tree.sample(with_memory=False)
+        if (all_stopped and living <= stopping) or time.monotonic() > deadline:
+            break
+        _send(signal.SIGSTOP, living)
+        stopping = living
+        time.sleep(SAMPLE_SECONDS)
+    # children first: the end of a parent may continue its stopped children
+    youngest_first = sorted(tree.cpu, key=lambda process: process[1], reverse=True)
+    _send(signal.SIGKILL, [pid for pid, _ in youngest_first if pid in living])
+
+
+def _send(number: signal.Signals, processes: Iterable[int]) -> None:
     for pid in processes:
         try:
-            os.kill(pid, signal.SIGKILL)
+            os.kill(pid, number)
         except ProcessLookupError:
             continue  # it has already ended
+
+
+def _is_stopped(pid: int) -> bool:
+    """Return whether every thread of a process is stopped or has ended."""
+    try:
+        stats = [file.read_bytes() for file in Path(f"/proc/{pid}/task").glob("*/stat")]
+    except (FileNotFoundError, ProcessLookupError):
+        return False  # a thread or the process has just ended
+    return all(stat[stat.rindex(b")") + 2 :].split()[0] in (b"T", b"t", b"Z", b"X") for stat in stats)
 
 
 def _processes() -> dict[int, _Process]:

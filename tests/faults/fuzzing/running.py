@@ -17,8 +17,10 @@ from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
 
+from pipelines.labelling.process_time import Stopwatch
+
 ROOT = Path(__file__).parents[3]
-WALL_SECONDS = 180.0  # of one case, on a machine that may be busy; its CPU time is bounded much tighter
+SILENT_SECONDS = 180.0  # computing or asleep, without a word; the CPU time of a case is bounded much tighter
 KEPT = ROOT / "build" / "fuzzing"  # where the files of findings go
 
 
@@ -101,7 +103,7 @@ def _run(suite: str, seed: int, first: int, stop: int) -> Iterator[tuple[int, st
 
 
 def _lines(process: subprocess.Popen[str]) -> Iterator[str]:
-    """Yield what the child says; it is killed when it is silent for too long."""
+    """Yield what the child says; it is killed when it is silent for too long. Waiting for a core does not count."""
     lines: queue.Queue[str | None] = queue.Queue()
 
     def read() -> None:
@@ -111,16 +113,20 @@ def _lines(process: subprocess.Popen[str]) -> Iterator[str]:
 
     reader = threading.Thread(target=read, daemon=True)
     reader.start()
+    silence = Stopwatch(process.pid)
     while True:
         try:
-            line = lines.get(timeout=WALL_SECONDS)
+            line = lines.get(timeout=0.2)
         except queue.Empty:
-            process.kill()
+            spent = silence.read()
+            if spent.computing + spent.asleep > SILENT_SECONDS:
+                process.kill()
             continue
         if line is None:
             reader.join()
             return
         yield line
+        silence = Stopwatch(process.pid)
 
 
 def _keep(suite: str, seed: int, number: int, evidence: str) -> Finding:

@@ -13,7 +13,7 @@ from tests.faults.fuzzing.running import fuzz
 def test_a_case_that_crashes_hangs_grows_or_raises_is_a_finding_with_its_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(running, "WALL_SECONDS", 5.0)
+    monkeypatch.setattr(running, "SILENT_SECONDS", 5.0)
     monkeypatch.setattr(running, "KEPT", tmp_path)
     monkeypatch.setenv("FUZZ_CPU_SECONDS", "1")
 
