@@ -13,7 +13,7 @@ SAMPLING_SHARE = 0.05  # largest share of a core: a sample takes longer on a mac
 MEMORY_EVERY = 6  # samples between two readings of memory, which takes the kernel longer than reading CPU time
 LONGEST_PAUSE = 0.5  # seconds between two samples
 LINGER_SECONDS = 10.0  # seconds for processes of the tree that outlive its root
-STOP_SECONDS = 2.0  # longest wait until the processes of a tree have stopped, before they are killed
+STOP_SECONDS = 20.0  # longest wait until the processes of a tree have stopped, before they are killed
 _TICKS = os.sysconf("SC_CLK_TCK")
 _PAGE = os.sysconf("SC_PAGE_SIZE")
 
