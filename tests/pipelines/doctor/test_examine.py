@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import json
 import os
 import subprocess
@@ -15,7 +14,6 @@ from email.utils import formatdate
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from threading import Thread
-from typing import Any
 
 import pytest
 import ray
@@ -31,6 +29,7 @@ from pipelines.doctor.machine import MachineFacts, check_machine, check_versions
 from pipelines.errors import RayDetrError
 from pipelines.store import StoreOptions
 from tests.conftest import S3Server
+from tests.waiting import wait_until
 
 ROOT = Path(__file__).parents[3]
 FACTS = MachineFacts(
@@ -95,16 +94,16 @@ def test_actors_that_do_not_fit_are_reported(local_ray: str, good: DoctorConfig)
 
 @pytest.mark.ray
 def test_cpus_that_another_job_holds_are_reported(local_ray: str, good: DoctorConfig) -> None:
-    class Holder:
-        def hold(self) -> None: ...
+    class Holder: ...
 
-    gc.collect()  # handles of actors that earlier tests of this process have left
-    holder: Any = ray.remote(num_cpus=8)(Holder).remote()
-    ray.get(holder.hold.remote(), timeout=120)
+    # one for each CPU: should an earlier test of this process still hold some, the last ones wait for it
+    holders = [ray.remote(num_cpus=1)(Holder).remote() for _ in range(8)]
     try:
+        wait_until(lambda: not ray.available_resources().get("CPU"), what="all CPUs in use")
         (finding,) = failed(replace(good, model=None, table=None))
     finally:
-        ray.kill(holder)
+        for holder in holders:
+            ray.kill(holder)
 
     assert finding.check == "free resources"
     assert finding.text.startswith("other jobs use all but 0 CPU and 4 GPU, and 1 actors need 1 CPU and 0 GPU")
