@@ -152,7 +152,7 @@ class EqualStems:
 
 
 def _check_length(uri: str) -> None:
-    """Refuse a web address whose query makes a name that no file system takes; paths and keys of disks are shorter.
+    """Refuse a web address whose query makes a longer name than file systems take.
 
     Raises:
         UsageError: with the address.

@@ -51,22 +51,20 @@ def whole_uris(uris: pa.ChunkedArray, folder: str, name: str) -> pa.ChunkedArray
     Raises:
         RayDetrError: there are relative ones, and the folder's name is not UTF-8; or one is a file of another machine.
     """
+    return pa.chunked_array([_whole_chunk(chunk, folder, name) for chunk in uris.chunks], uris.type)
+
+
+def _whole_chunk(uris: pa.Array, folder: str, name: str) -> pa.Array:
     is_whole = pc.match_substring_regex(uris, "^[a-z][a-z0-9+.-]+://")
-    is_plain = pc.and_not(is_whole, pc.match_substring_regex(uris, _UNUSUAL_FILE))
-    if pc.all(is_plain).as_py() is not False:
-        return uris
-    chunks = []
-    for chunk, is_as_it_is in zip(uris.chunks, is_plain.chunks, strict=True):
-        is_other = pc.invert(is_as_it_is)
-        written = chunk.filter(is_other).to_pylist()
-        other = next(filter(other_machine, written), None)
-        if other is not None:
-            raise RayDetrError(f"{name}: the image {explain_other_machine(other)}")
-        whole = [_whole_uri(uri, folder) for uri in written]
-        if not is_utf8(folder) and not all(map(is_utf8, whole)):
-            raise RayDetrError(f"{name!a}: the name of its folder is not UTF-8, so a table cannot store it. Rename it.")
-        chunks.append(pc.replace_with_mask(chunk, is_other, pa.array(whole, pa.large_string())))
-    return pa.chunked_array(chunks)
+    is_other = pc.invert(pc.and_not(is_whole, pc.match_substring_regex(uris, _UNUSUAL_FILE)))
+    written = uris.filter(is_other).to_pylist()
+    other = next(filter(other_machine, written), None)
+    if other is not None:
+        raise RayDetrError(f"{name}: the image {explain_other_machine(other)}")
+    whole = [_whole_uri(uri, folder) for uri in written]
+    if not is_utf8(folder) and not all(map(is_utf8, whole)):
+        raise RayDetrError(f"{name!a}: the name of its folder is not UTF-8, so a table cannot store it. Rename it.")
+    return pc.replace_with_mask(uris, is_other, pa.array(whole, uris.type)) if whole else uris
 
 
 def is_unusual_file(uri: str) -> bool:

@@ -12,6 +12,7 @@ import pytest
 
 from pipelines.errors import RayDetrError
 from pipelines.lake.lake_object import DUPLICATE, LakeObject, Skipped
+from pipelines.lake.list_addresses import whole_uris
 from pipelines.lake.listing import list_objects
 from pipelines.lake.uri_tables import read_uri_table
 from pipelines.store import open_store
@@ -62,6 +63,19 @@ def addresses(data: bytes | pa.Table, key: str = "a/lists/x.txt", root: str = "s
 def test_an_address_in_a_list_means_one_object(written: str, meant: str) -> None:
     assert addresses(f"{written}\n".encode()) == [meant]
     assert addresses(f"{written}\ns3://lake/z.jpg\n".encode()) == sorted([meant, "s3://lake/z.jpg"])
+
+
+def test_a_list_of_several_chunks_keeps_its_order_whichever_chunks_have_to_be_rewritten() -> None:
+    chunks = [["s3://lake/1.jpg", "2.jpg"], [], ["s3://lake/3.jpg"], ["file:///data//4.jpg", "5.jpg", "/data/./6.jpg"]]
+    written = pa.chunked_array([pa.array(chunk, pa.large_string()) for chunk in chunks])
+
+    whole = whole_uris(written, "s3://lake/a", "s3://lake/a/x.parquet")
+
+    assert whole.to_pylist() == [
+        "s3://lake/1.jpg", "s3://lake/a/2.jpg", "s3://lake/3.jpg",
+        "file:///data/4.jpg", "s3://lake/a/5.jpg", "file:///data/6.jpg",
+    ]  # fmt: skip
+    assert whole.type == pa.large_string()
 
 
 def test_three_ways_to_write_one_file_are_one_image() -> None:
