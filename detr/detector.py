@@ -186,6 +186,10 @@ class Detector:
         """Return the warnings logged since the last call, for callers without access to the log."""
         return self._launcher.take_notes()
 
+    def take_busy_seconds(self) -> float:
+        """Return the seconds that the device computed; see `Launcher.take_busy_seconds`."""
+        return self._launcher.take_busy_seconds()
+
     def read(self, ranked: Tensor) -> list[Detections]:
         """Return the detections of each image of `detr.postprocess.rank`'s result.
 

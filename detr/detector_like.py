@@ -88,3 +88,7 @@ class DetectorLike(Protocol):
     def take_notes(self) -> tuple[str, ...]:
         """Return the warnings logged since the last call."""
         ...
+
+    def take_busy_seconds(self) -> float:
+        """Return the seconds that the device computed for batches whose detections were read since the last call."""
+        ...

@@ -1,5 +1,7 @@
-"""Copies of tensors to a device and back, and the precision of its float32."""
+"""Copies of tensors to a device and back, its clock, and the precision of its float32."""
 
+import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -107,6 +109,43 @@ class CudaTransfer:
 def transfer_for(device: torch.device) -> Transfer:
     """Return the transfer object for a device."""
     return CudaTransfer(device) if device.type == "cuda" else CpuTransfer()
+
+
+Mark = float | torch.cuda.Event
+"""A point in the work of a device: a time in seconds on a CPU."""
+
+
+class DeviceClock:
+    """Sums the time that a device computes. Thread-safe."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._seconds = 0.0
+        self._lock = threading.Lock()
+
+    def mark(self) -> Mark:
+        """Mark the end of what the calling thread has queued on the device, without waiting."""
+        if self._device.type == "cpu":
+            return time.perf_counter()
+        mark = torch.cuda.Event(enable_timing=True, blocking=True)  # type: ignore[no-untyped-call]
+        mark.record(torch.cuda.current_stream(self._device))
+        return mark
+
+    def add(self, began: Mark, ended: Mark) -> None:
+        """Add the time between two marks of one thread. Waits until the device has reached the second."""
+        if isinstance(began, float) or isinstance(ended, float):
+            seconds = ended - began
+        else:
+            ended.synchronize()
+            seconds = began.elapsed_time(ended) / 1000
+        with self._lock:
+            self._seconds += seconds
+
+    def take(self) -> float:
+        """Return the seconds that were added since the last call."""
+        with self._lock:
+            seconds, self._seconds = self._seconds, 0.0
+        return seconds
 
 
 @contextmanager

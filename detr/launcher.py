@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 import torch
 
 from detr.batching import HostBatch
+from detr.device import DeviceClock
 from detr.postprocess import Detections
 from detr.precision import Precision
 
@@ -68,6 +69,7 @@ class Launcher:
         """Largest number of images in a batch, after the device ran out of memory with more."""
         self._notes: list[str] = []
         self._turn = threading.Lock()  # the network computes one batch at a time
+        self._clock = DeviceClock(device)
 
     def submit(self, batch: HostBatch, launch: LaunchBatch) -> PendingDetections:
         """Start a network on a batch, in as few parts as the device's memory allows.
@@ -89,13 +91,33 @@ class Launcher:
             notes, self._notes = tuple(self._notes), []
         return notes
 
+    def take_busy_seconds(self) -> float:
+        """Return the seconds that the device computed for batches whose detections were read since the last call.
+
+        On a GPU this is the time between two events of its stream: with what it waits there for an upload, or for the
+        next kernel to be queued, and without the time between batches.
+        """
+        return self._clock.take()
+
+    def _timed(self, launch: LaunchBatch, batch: HostBatch) -> ReadDetections:
+        began = self._clock.mark()
+        read = launch(batch)
+        ended = self._clock.mark()
+
+        def read_and_add() -> list[Detections]:
+            found = read()
+            self._clock.add(began, ended)
+            return found
+
+        return read_and_add
+
     def _launch_in_parts(self, batch: HostBatch, launch: LaunchBatch) -> list[ReadDetections]:
         reads: list[ReadDetections] = []
         start = 0
         while start < len(batch):
             part = batch.part(start, start + (self.most_images or len(batch)))
             try:
-                reads.append(launch(part))
+                reads.append(self._timed(launch, part))
             except torch.OutOfMemoryError as error:
                 reason = str(error).partition(". ")[0]
             else:

@@ -155,6 +155,10 @@ class TiledDetector:
         """Return the warnings logged since the last call."""
         return self._detector.take_notes()
 
+    def take_busy_seconds(self) -> float:
+        """Return the seconds that the device computed; see `Launcher.take_busy_seconds`."""
+        return self._detector.take_busy_seconds()
+
     def _detect_large(self, picture: Tensor) -> Detections:
         """Return the detections of a uint8 `(3, H, W)` picture, merged from the whole picture and its tiles."""
         height, width = picture.shape[1:]

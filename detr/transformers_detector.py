@@ -135,6 +135,10 @@ class TransformersDetector:
         """Return the warnings logged since the last call, for callers without access to the log."""
         return self._launcher.take_notes()
 
+    def take_busy_seconds(self) -> float:
+        """Return the seconds that the device computed; see `Launcher.take_busy_seconds`."""
+        return self._launcher.take_busy_seconds()
+
     @torch.no_grad()
     def _launch(self, batch: HostBatch) -> ReadDetections:
         """Queue a batch on the device without waiting."""

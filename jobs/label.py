@@ -219,12 +219,13 @@ def report(summary: "LabelSummary", threshold: float = 0.0, *, relabel: bool = F
 
 
 def work(summary: "LabelSummary") -> str:
-    """Return the resources of this attempt: seconds over all threads, requests, bytes, cost."""
+    """Return the resources of this attempt: seconds over all threads, busy share, requests, bytes, cost."""
     spent = summary.work
+    busy = "" if spent.busy_share is None else f"; devices busy {100 * spent.busy_share:.0f} %"
     cost = "" if summary.cost is None else f", cost {summary.cost:.2f} for {summary.node_hours:.3g} node hours"
     return (
         f"reading {duration(spent.fetch_seconds)}, decoding {duration(spent.decode_seconds)}, network "
-        f"{duration(spent.network_seconds)} over all threads; {spent.requests:,} requests, "
+        f"{duration(spent.network_seconds)} over all threads{busy}; {spent.requests:,} requests, "
         f"{spent.size_bytes / 1e6:,.1f} MB{cost}"
     )
 

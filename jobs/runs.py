@@ -274,10 +274,11 @@ def spent(total: "Spent") -> str:
     """Return what the recorded attempts of a run did and cost."""
     work = total.work
     cost = "" if total.cost is None else f", cost {total.cost:.2f}"
+    busy = "" if work.busy_share is None else f", devices busy {100 * work.busy_share:.0f} %"
     hours = f", {total.node_hours:.3g} node hours" if total.node_hours else ""
     return (
         f"{total.attempts:,} recorded attempt{'' if total.attempts == 1 else 's'}: {total.images:,} images in "
-        f"{total.seconds / 3600:.3g} h, {work.requests:,} requests, {work.size_bytes / 1e6:,.1f} MB{hours}{cost}"
+        f"{total.seconds / 3600:.3g} h, {work.requests:,} requests, {work.size_bytes / 1e6:,.1f} MB{busy}{hours}{cost}"
     )
 
 

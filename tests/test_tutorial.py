@@ -85,13 +85,14 @@ JSON_KEYS = {
     "label --images lake --table table --model scenes": (
         "already_labelled changed_this_start cost detections duplicates errors files images images_this_start"
         " labelling_seconds max_error_rate model node_hours nodes query repeated_errors resumed run_id seconds"
-        " skipped(.json) table work(decode_seconds fetch_seconds network_seconds requests size_bytes)"
+        " skipped(.json) table work(actor_seconds busy_seconds decode_seconds fetch_seconds network_seconds "
+        "requests size_bytes)"
     ),
     "runs --table table": (
         "holder older_runs "
         "runs([attempts([]) detections ended_at errors images_planned model rows run_id settings "
-        "spent(attempts cost images node_hours seconds work(decode_seconds fetch_seconds network_seconds requests "
-        "size_bytes)) started_at state]) table"
+        "spent(attempts cost images node_hours seconds work(actor_seconds busy_seconds decode_seconds fetch_seconds "
+        "network_seconds requests size_bytes)) started_at state]) table"
     ),
     "runs --table table --verify": (
         "files files_total findings([]) findings_before images images_total is_complete run_id table"

@@ -17,10 +17,10 @@ from typing import Final, Literal
 from pipelines.caps import Meter
 from pipelines.concurrently import map_concurrently
 from pipelines.errors import CapReached, RayDetrError
-from pipelines.labelling.outcome import Work
+from pipelines.labelling.outcome import Work, work_values
 from pipelines.labelling.run import new_run_id, run_key
 from pipelines.store import AlreadyExists, NotFound, Store, StoreError, join_uri
-from pipelines.strict_json import Count, Time, read_record
+from pipelines.strict_json import Count, Time, parse_object, record_of
 from pipelines.table.schema import storable
 
 _FOLDER: Final = "attempts/"
@@ -154,7 +154,10 @@ def _reason(error: BaseException, meter: Meter) -> tuple[Reason, str]:
 
 def _read(table: Store, key: str) -> Attempt | None:
     try:
-        attempt = read_record(Attempt, table.get(key).data)
+        values = parse_object(table.get(key).data)
+        if isinstance(values.get("work"), dict):
+            values["work"] = work_values(values["work"])
+        attempt = record_of(Attempt, values)
         if attempt.started_at.tzinfo is None or attempt.ended_at.tzinfo is None:
             raise ValueError("a time without its zone")  # noqa: TRY301 - reported like other damage of the record
     except NotFound:

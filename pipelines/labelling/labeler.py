@@ -148,6 +148,7 @@ class Labeler:
         self._kept_schema = read_kept_schema(table, run_id)
         self._clock = clock or SystemClock()
         self._unknown_sizes = _UnknownSizes()
+        self._reported_at, self._reporting = time.perf_counter(), threading.Lock()
         self._fetchers = ThreadPoolExecutor(FETCH_THREADS, thread_name_prefix="fetch")
         self._decoders = ThreadPoolExecutor(decode_threads, thread_name_prefix="decode")
 
@@ -195,11 +196,18 @@ class Labeler:
             fetch_seconds=clocked.seconds["fetch"],
             decode_seconds=clocked.seconds["decode"],
             detect_seconds=clocked.seconds["detect"],
+            busy_seconds=self._detector.take_busy_seconds(),
+            actor_seconds=self._seconds_since_report(),
             changed=changed,
             notes=self._detector.take_notes(),
             requests=self._fetcher.take_requests(),
             **{name: int(clocked.seconds[name]) for name in COUNTED},
         )
+
+    def _seconds_since_report(self) -> float:
+        with self._reporting:
+            before, self._reported_at = self._reported_at, time.perf_counter()
+            return self._reported_at - before
 
     def _see(self, span: Sequence[LakeObject], clocked: _Clocked) -> list[_Opened]:
         started = time.perf_counter()

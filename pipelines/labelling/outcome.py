@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from typing import Any, Final
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,6 +20,8 @@ class ShardReport:
         fetch_seconds: Time spent fetching images, summed over threads.
         decode_seconds: Time spent decoding, summed over threads.
         detect_seconds: Time spent in the network, summed over threads.
+        busy_seconds: Time that the actor's device computed since the actor's previous report, for any of its shards.
+        actor_seconds: Wall time since the actor's previous report, or since it was ready.
         changed: Images that changed between listing and reading.
         notes: Sentences for the user, such as a batch size that was reduced for lack of memory; one shard reports each.
         size_bytes: Encoded bytes that were read.
@@ -38,6 +41,8 @@ class ShardReport:
     fetch_seconds: float
     decode_seconds: float
     detect_seconds: float
+    busy_seconds: float = 0.0
+    actor_seconds: float = 0.0
     changed: int = 0
     notes: tuple[str, ...] = ()
     size_bytes: int = 0
@@ -50,11 +55,23 @@ class ShardReport:
 
 @dataclass
 class Work:
-    """Totals of completed shards: seconds summed over threads, requests to the images' stores, bytes read."""
+    """Totals of completed shards.
+
+    Attributes:
+        fetch_seconds: Time spent fetching images, summed over threads.
+        decode_seconds: Time spent decoding, summed over threads.
+        network_seconds: Time spent in the network, summed over threads.
+        busy_seconds: Time that devices computed, summed over actors.
+        actor_seconds: Wall time of the actors, from when they were ready to their last shard.
+        requests: Requests to the images' stores, retries included.
+        size_bytes: Encoded bytes that were read.
+    """
 
     fetch_seconds: float = 0.0
     decode_seconds: float = 0.0
     network_seconds: float = 0.0
+    busy_seconds: float = 0.0
+    actor_seconds: float = 0.0
     requests: int = 0
     size_bytes: int = 0
 
@@ -63,12 +80,28 @@ class Work:
         self.fetch_seconds += report.fetch_seconds
         self.decode_seconds += report.decode_seconds
         self.network_seconds += report.detect_seconds
+        self.busy_seconds += report.busy_seconds
+        self.actor_seconds += report.actor_seconds
         self.requests += report.requests
         self.size_bytes += report.size_bytes
+
+    @property
+    def busy_share(self) -> float | None:
+        """Share of the actors' time in which their devices computed, 0..1; None if no shard was completed."""
+        return min(1.0, self.busy_seconds / self.actor_seconds) if self.actor_seconds else None
 
     def __add__(self, other: Work) -> Work:
         """Return the sum of both."""
         return Work(*(getattr(self, one.name) + getattr(other, one.name) for one in fields(Work)))
+
+
+_ADDED: Final = {"busy_seconds": 0.0, "actor_seconds": 0.0}
+"""Fields of `Work` that records of earlier releases do not have."""
+
+
+def work_values(recorded: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the values of a recorded `Work`, with the fields that were added to it since."""
+    return {**_ADDED, **recorded}
 
 
 @dataclass(frozen=True, slots=True)

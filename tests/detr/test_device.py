@@ -3,7 +3,7 @@ from typing import Any
 import pytest
 import torch
 
-from detr.device import CpuTransfer, float32_arithmetic, transfer_for
+from detr.device import CpuTransfer, DeviceClock, float32_arithmetic, transfer_for
 
 
 def settings() -> tuple[str, str, str]:
@@ -39,3 +39,17 @@ def test_on_a_cpu_nothing_is_copied() -> None:
     assert (pixels.shape, pixels.dtype) == ((2, 3), torch.uint8)
     assert transfer.upload(pixels)[0] is pixels
     assert transfer.download(pixels).result() is pixels
+
+
+def test_the_clock_of_a_cpu_adds_times_until_they_are_taken() -> None:
+    clock = DeviceClock(torch.device("cpu"))
+
+    began = clock.mark()
+    clock.add(1.0, 1.5)
+    clock.add(4.0, 4.25)
+    ended = clock.mark()
+
+    assert isinstance(began, float)
+    assert isinstance(ended, float)
+    assert began <= ended
+    assert (clock.take(), clock.take()) == (0.75, 0.0)

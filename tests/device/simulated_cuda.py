@@ -464,11 +464,18 @@ def _product_line() -> str:
 class SimulatedEvent:
     """Stands in for `torch.cuda.Event`."""
 
-    def __init__(self, **_: Any) -> None:
+    def __init__(self, *, enable_timing: bool = False, **_: Any) -> None:
         self._at = 0
+        self._is_timed = enable_timing
 
     def record(self, stream: object = None) -> None:
         self._at = _simulated()._work
+
+    def elapsed_time(self, end: SimulatedEvent) -> float:
+        """Return the milliseconds to a later event, as if each operation took one."""
+        if not (self._is_timed and end._is_timed and self.query() and end.query()):
+            raise RuntimeError("Both events must be created with enable_timing=True, and have completed")
+        return float(end._at - self._at)
 
     def query(self) -> bool:
         return self._at <= _simulated()._finished

@@ -103,6 +103,24 @@ def test_a_call_waits_once_for_each_batch(cuda: SimulatedCuda) -> None:
     assert cuda.waits["event"] <= 3  # none for a batch that ended before another which was waited for
 
 
+def test_busy_seconds_are_those_of_the_batches_on_the_device(cuda: SimulatedCuda) -> None:
+    """The simulated device takes a millisecond for each operation."""
+    detector = Detector(network(), device="cuda", precision="fp32", threshold=0.0)
+
+    def busy_after(*batches: list[Prepared]) -> float:
+        pending = [detector.submit(written(detector, batch)) for batch in batches]
+        cuda.upload(torch.zeros(1))  # work between the batches and their results is not theirs
+        assert detector.take_busy_seconds() == 0
+        for one in pending:
+            one.result()
+        return detector.take_busy_seconds()
+
+    exact, padded = busy_after(ONE_SHAPE), busy_after(PADDED)
+
+    assert 0.05 < exact < padded  # the masks of padding are operations
+    assert busy_after(ONE_SHAPE, PADDED) == pytest.approx(exact + padded)
+
+
 def test_auto_is_fp16_on_a_gpu(cuda: SimulatedCuda) -> None:
     assert Detector(network(), device="cuda").precision == "fp16"
 

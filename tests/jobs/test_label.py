@@ -17,7 +17,7 @@ from pipelines.caps import Caps
 from pipelines.errors import BudgetExceeded, CapReached, UsageError
 from pipelines.labelling.config import LabelConfig
 from pipelines.labelling.label import LabelSummary, query_command
-from pipelines.labelling.outcome import ShardReport
+from pipelines.labelling.outcome import ShardReport, Work
 from pipelines.labelling.progress import Progress
 from pipelines.store import StoreOptions, TableOptions
 from pipelines.table.schema import Row
@@ -359,6 +359,17 @@ def test_what_was_left_out_what_had_changed_and_what_was_resumed_is_reported_whe
     ]
 
 
+def test_the_summary_says_how_busy_devices_were() -> None:
+    work = Work(2.0, 3.0, 66.0, busy_seconds=48.0, actor_seconds=64.0, requests=1_200, size_bytes=3_000_000)
+
+    lines = report(replace(SUMMARY, work=work)).splitlines()
+
+    told = (
+        "reading 2.0 s, decoding 3.0 s, network 1 min 6 s over all threads; devices busy 75 %; 1,200 requests, 3.0 MB"
+    )
+    assert f"work:   {told}" in lines
+
+
 def test_nothing_to_do_is_success_in_one_line() -> None:
     summary = replace(SUMMARY, images=0, images_this_start=0, errors={}, files=0, already_labelled=1_204_113)
 
@@ -446,6 +457,8 @@ def test_a_shard_is_one_line_of_json_with_its_figures(capfd: pytest.CaptureFixtu
         "fetch_seconds": 0.5,
         "decode_seconds": 0.25,
         "detect_seconds": 0.125,
+        "busy_seconds": 0.0,
+        "actor_seconds": 0.0,
         "changed": 0,
         "notes": [],
         "size_bytes": 9_000,

@@ -99,7 +99,7 @@ def stopped(table: Store, run_id: str, reason: Reason, *, hours: float, message:
     """Have an attempt that began `hours` after NOW and took two hours of four nodes."""
 
     began = NOW + timedelta(hours=hours)
-    work = Work(requests=7_000, size_bytes=2_000_000)
+    work = Work(busy_seconds=5_400.0, actor_seconds=7_200.0, requests=7_000, size_bytes=2_000_000)
     attempt = Attempt(began, began + timedelta(hours=2), reason, message, 5_000, work, 4, 8.0, cost)
     write_attempt(table, run_id, attempt, tail="0001")
 
@@ -119,7 +119,7 @@ def test_an_unfinished_run_says_how_its_attempts_ended_and_what_they_cost(
     assert lines() == [
         "  1 attempt, which was stopped by --max-cost at 2026-11-22 20:15:03 UTC; a later process ended without saying "
         "why",
-        "  1 recorded attempt: 5,000 images in 2 h, 7,000 requests, 2.0 MB, 8 node hours, cost 6.00",
+        "  1 recorded attempt: 5,000 images in 2 h, 7,000 requests, 2.0 MB, devices busy 75 %, 8 node hours, cost 6.00",
     ]
     record = json.loads(labelled.get(LEASE_KEY).data)  # of the process of that attempt
     labelled.put(LEASE_KEY, json.dumps(record | {"acquired_at": NOW.isoformat()}).encode())
@@ -133,7 +133,8 @@ def test_an_unfinished_run_says_how_its_attempts_ended_and_what_they_cost(
     assert (run["spent"]["attempts"], run["spent"]["cost"]) == (2, 12.0)
     assert lines() == [
         "  2 attempts, of which the last ended with an error at 2026-11-23 20:15:03 UTC (the store refused)",
-        "  2 recorded attempts: 10,000 images in 4 h, 14,000 requests, 4.0 MB, 16 node hours, cost 12.00",
+        "  2 recorded attempts: 10,000 images in 4 h, 14,000 requests, 4.0 MB, devices busy 75 %, 16 node hours, "
+        "cost 12.00",
     ]
     with holding(labelled, can_swap=True, token="a", wait_seconds=0.0, say=lambda _: None):
         assert lines()[0].endswith("(the store refused); a process is working on it")

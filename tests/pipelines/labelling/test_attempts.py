@@ -210,6 +210,20 @@ def test_totals_that_cannot_be_read_do_not_keep_a_run_from_its_end(caplog: pytes
     assert (summary.spent.attempts, summary.spent.images) == (1, 14)
 
 
+def test_a_record_of_an_earlier_release_is_read() -> None:
+    world = lake()
+    with pytest.raises(KeyboardInterrupt):
+        night(world, then=stop(KeyboardInterrupt())).run()
+    (key,) = [entry.key for entry in world.objects.list(f"_runs/{unfinished(world)}/attempts/")]
+    record = json.loads(world.objects.get(key).data)
+    del record["work"]["busy_seconds"], record["work"]["actor_seconds"]
+    world.objects.put(key, json.dumps(record).encode())
+
+    (summary,) = summarise_runs(world.objects)
+
+    assert [(one.images, one.work.busy_share) for one in summary.attempts] == [(6, None)]
+
+
 def test_a_sealed_run_keeps_its_attempts() -> None:
     world = lake()
     with pytest.raises(KeyboardInterrupt):
@@ -232,10 +246,18 @@ def test_a_run_that_an_earlier_release_finished_has_no_totals() -> None:
     key = f"_runs/{finished.run.run_id}/end.json"
     record = json.loads(world.objects.get(key).data)
     assert record["totals"]["all_attempts"]["attempts"] == 1
-    del record["totals"]["all_attempts"]
+    totals = record["totals"].pop("all_attempts")
     world.objects.put(key, json.dumps(record).encode())
 
     assert [one.spent for one in summarise_runs(world.objects)] == [None]
+
+    work = {"fetch_seconds": 3.0, "decode_seconds": 2.0, "network_seconds": 1.0, "requests": 8, "size_bytes": 9}
+    record["totals"]["all_attempts"] = totals | {"work": work | {"of_a_later_release": 1}}
+    world.objects.put(key, json.dumps(record).encode())
+    (summary,) = summarise_runs(world.objects)
+    assert summary.spent is not None
+    assert summary.spent.work == Work(3.0, 2.0, 1.0, requests=8, size_bytes=9)
+    assert summary.spent.work.busy_share is None  # of an earlier release, which did not measure it
 
     for damaged in ({"attempts": "one"}, "one"):
         record["totals"]["all_attempts"] = damaged

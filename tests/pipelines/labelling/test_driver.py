@@ -177,7 +177,8 @@ def test_a_run_ends_with_what_it_planned_and_did() -> None:
     assert finished.run is not None
     end = read_end(world.objects, finished.run.run_id)
     assert end is not None
-    work = {"fetch_seconds": 0, "decode_seconds": 0, "network_seconds": 0, "requests": 0, "size_bytes": 0}
+    seconds = ("fetch", "decode", "network", "busy", "actor")
+    work = {f"{kind}_seconds": 0 for kind in seconds} | {"requests": 0, "size_bytes": 0}
     spent = {"node_hours": 0, "cost": None}
     assert (end.state, end.totals) == (
         "finished",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -168,6 +169,25 @@ def test_every_object_has_one_row_in_plan_order_with_what_was_read(lake: Lake, d
     }
     assert {row["labelled_at"] for row in found} == {NOW}
     assert (report.shard, report.images, report.detections, report.errors) == (0, 7, 7 * QUERIES, {})
+
+
+def test_reports_divide_the_time_of_the_actor_and_of_its_device(lake: Lake, detector: Detector) -> None:
+    objects = [lake.put(f"{n}.jpg", picture()) for n in range(4)]
+    detector.take_busy_seconds()
+    began = time.perf_counter()
+    actor = labeler(memory_store(), lake, detector, [[item] for item in objects])
+
+    reports = [actor.label(0)]
+    idle_since = time.perf_counter()
+    idle = time.perf_counter() - idle_since
+    reports.append(actor.label(1))
+    with ThreadPoolExecutor(2) as threads:
+        reports += threads.map(actor.label, [2, 3])
+
+    passed = time.perf_counter() - began
+    assert reports[0].actor_seconds >= reports[0].seconds
+    assert reports[1].actor_seconds >= reports[1].seconds + idle
+    assert 0 < sum(report.busy_seconds for report in reports) < sum(report.actor_seconds for report in reports) < passed
 
 
 def test_each_row_has_the_detections_of_its_own_image(lake: Lake, detector: Detector) -> None:
