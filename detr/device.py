@@ -133,11 +133,13 @@ class DeviceClock:
 
     def add(self, began: Mark, ended: Mark) -> None:
         """Add the time between two marks of one thread. Waits until the device has reached the second."""
-        if isinstance(began, float) or isinstance(ended, float):
-            seconds = ended - began
-        else:
+        if isinstance(began, torch.cuda.Event) and isinstance(ended, torch.cuda.Event):
             ended.synchronize()
             seconds = began.elapsed_time(ended) / 1000
+        else:
+            assert isinstance(began, float)
+            assert isinstance(ended, float)
+            seconds = ended - began
         with self._lock:
             self._seconds += seconds
 
