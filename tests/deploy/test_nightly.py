@@ -1,4 +1,4 @@
-"""The worked nightly set of deploy/nightly: its four steps, copied and edited as people do, on a Ray head."""
+"""The worked nightly set of deploy/nightly: its four steps, copied and edited as people do, on one host and on two."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from detr.scenes.files import write_scenes
 from pipelines.labelling.run_summaries import summarise_runs
 from pipelines.store import open_store
 from tests.faults.own_ray import LOOPBACK, own_ray
+from tests.faults.two_hosts import NEEDED, two_hosts
 
 ROOT = Path(__file__).parents[2]
 STEPS = ROOT / "deploy" / "nightly"
@@ -44,8 +45,9 @@ PROMOTIONS = "file://{place}/runs/promotions"
 class Nightly:
     """A copy of the steps, with settings for three small sets of drawn scenes."""
 
-    def __init__(self, place: Path, dashboard: str) -> None:
-        self.place = place
+    def __init__(self, place: Path, dashboard: str, python: tuple[str, ...] = (sys.executable,)) -> None:
+        """Copy the steps to a folder, to be run by the command `python` where `dashboard` is reached."""
+        self.place, self._python = place, python
         for seed, (name, count) in enumerate({"lake": 2, "frozen": 4, "reviewed": 2}.items()):
             write_scenes(place / name, count, seed=seed)
         shutil.copytree(STEPS, place / "steps", ignore=shutil.ignore_patterns("__pycache__"))
@@ -57,9 +59,9 @@ class Nightly:
     def step(self, name: str, *words: str) -> tuple[int, str]:
         """Return the exit code of a step and what it printed."""
         env = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
-        env |= {"PYTHONPATH": str(ROOT), "RAY_AUTH_MODE": "disabled", **LOOPBACK}
+        env |= {"PYTHONPATH": str(ROOT), "RAY_AUTH_MODE": "disabled"}
         done = subprocess.run(
-            [sys.executable, str(self.place / "steps" / f"{name}.py"), *words],
+            [*self._python, str(self.place / "steps" / f"{name}.py"), *words],
             env=env,
             cwd=self.place,
             stdout=subprocess.PIPE,
@@ -79,10 +81,16 @@ class Nightly:
         return [run.images_planned for run in summarise_runs(open_store(str(self.place / "table")))]
 
 
-@pytest.fixture
-def nightly(tmp_path: Path) -> Iterator[Nightly]:
+@pytest.fixture(params=["one host", pytest.param("two hosts", marks=NEEDED)])
+def nightly(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Nightly]:
     # the driver of a job is `python` of the path
     path = {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}", "PYTHONPATH": str(ROOT)}
+    if request.param == "two hosts":
+        with two_hosts(monkeypatch, HEAD_DASHBOARD="true", **path) as hosts:
+            yield Nightly(tmp_path, "127.0.0.1:8265", hosts.python("head"))
+        return
+    for name, value in LOOPBACK.items():
+        monkeypatch.setenv(name, value)
     with own_ray({"num_cpus": 1, "include_dashboard": True}, environment=path) as ray:
         yield Nightly(tmp_path, ray.dashboard)
 
