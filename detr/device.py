@@ -112,7 +112,7 @@ def transfer_for(device: torch.device) -> Transfer:
 
 
 Mark = float | torch.cuda.Event
-"""A point in the work of a device: a time in seconds on a CPU."""
+"""A point in the work of a device: a time in seconds on a CPU, an event of the current stream on a GPU."""
 
 
 class DeviceClock:

@@ -28,7 +28,7 @@ COUNTERS: Final[Mapping[str, tuple[str, tuple[str, ...]]]] = {
     "detr_decode_seconds": ("seconds of decoding images, summed over threads", ()),
     "detr_network_seconds": ("seconds that devices were computing: the rate is the number of busy devices", ()),
     "detr_actor_seconds": (
-        "seconds of actors that are ready; the share of network seconds is that of busy devices",
+        "seconds in which actors were ready; network seconds divided by these are the busy share",
         (),
     ),
     "detr_batched_images": ("images in batches of the network", ()),

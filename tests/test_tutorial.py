@@ -29,6 +29,7 @@ ALWAYS_OTHER = (  # what differs from run to run, and what is compared in its pl
     (r"in (\d+ h )?(\d+ min )?[\d.]+ s\b", "in SECONDS"),
     (r"\(?[\d.]+ images/s\)?", "RATE"),
     (r"(reading|decoding|network) (\d+ h )?(\d+ min )?[\d.]+ s", r"\1 SECONDS"),
+    (r"devices busy \d+ %", "devices busy SHARE"),
     (r"first@[0-9a-f]{12}", "first@HASH"),
     (r"^ray-detr .*, CUDA .*, Ray .*", "VERSIONS"),
 )

@@ -25,7 +25,7 @@ def main(argv=None):
     command += ["--annotations", settings.FROZEN_ANNOTATIONS, "--baseline", now.figures]
     command += ["--output", f"{settings.FIGURES}/week-{args.slot}.json"]
     command += ["--keep-table", f"{settings.EVALUATIONS}/week-{args.slot}"]  # a new one: rows are not made twice
-    submit(["--address", settings.CLUSTER, "--slot", args.slot, "--", *command])
+    submit(["--address", settings.CLUSTER, "--slot", args.slot, "--", *command, *settings.JOB_OPTIONS])
 
 
 if __name__ == "__main__":

@@ -23,10 +23,10 @@ def main(argv=None):
     to_cluster = ["--address", settings.CLUSTER, "--slot", args.slot, "--"]
 
     images = ["--images", settings.REVIEWED_IMAGES, "--annotations", settings.REVIEWED_ANNOTATIONS]
-    submit([*to_cluster, "shard", *images, "--out", shards])
+    submit([*to_cluster, "shard", *images, "--out", shards, *settings.JOB_OPTIONS])
 
-    train = ["train", "--train", shards, "--storage", settings.RUNS, "--name", name]
-    submit([*to_cluster, *train, "--finetune", in_use().model, *settings.TRAIN_OPTIONS])
+    train = ["train", "--train", shards, "--storage", settings.RUNS, "--name", name, "--finetune", in_use().model]
+    submit([*to_cluster, *train, *settings.TRAIN_OPTIONS, *settings.JOB_OPTIONS])
     print(f"candidate: {settings.RUNS}/{name}/model")
 
 

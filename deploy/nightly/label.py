@@ -21,7 +21,7 @@ def main(argv=None):
     parser.add_argument("--slot", required=True, help="the night, such as 2026-11-28")
     args = parser.parse_args(argv)
     command = ["label", "--images", settings.IMAGES, "--table", settings.TABLE, "--model", in_use().model]
-    command += ["--skip-labelled", "any", *settings.LABEL_OPTIONS]
+    command += ["--skip-labelled", "any", *settings.LABEL_OPTIONS, *settings.JOB_OPTIONS]
     submit(["--address", settings.CLUSTER, "--slot", args.slot, "--ok", "5", "--", *command])
 
 

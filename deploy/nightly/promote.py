@@ -37,7 +37,8 @@ def main(argv=None):
     if promotions:
         command += ["--baseline", promotions[max(promotions)].figures, "--max-drop", settings.MAX_DROP]
     # exits with code 3 if the gate refuses the candidate
-    submit(["--address", settings.CLUSTER, "--job", "promote", "--slot", args.slot, "--", *command])
+    to_cluster = ["--address", settings.CLUSTER, "--job", "promote", "--slot", args.slot, "--"]
+    submit([*to_cluster, *command, *settings.JOB_OPTIONS])
 
     # an unfinished labelling run of the previous model could not be resumed with this one
     runs(["--table", settings.TABLE, "--abandon"])

@@ -1,6 +1,7 @@
 """Names that every step uses: set them before the first run."""
 
 CLUSTER = "http://YOUR-HEAD:8265"  # dashboard of the Ray cluster
+JOB_OPTIONS = []  # of every job: ["--shared-folders"] if the places below are folders that all nodes share
 
 IMAGES = "s3://YOUR-LAKE/"  # the lake
 TABLE = "s3://YOUR-TABLES/detections"  # its detections

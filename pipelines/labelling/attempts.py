@@ -41,7 +41,7 @@ class Attempt:
         reason: What ended it: a limit, an error, Ctrl-C, SIGTERM, or the end of the run.
         message: The limit or the error in a sentence; empty for the others.
         images: Rows that it committed.
-        work: Seconds over all threads, requests and bytes of its shards.
+        work: Seconds, requests and bytes of its shards.
         nodes: The largest number of nodes that could hold an actor.
         node_hours: Their hours.
         cost: Cost of these; None without a price.

@@ -70,7 +70,7 @@ class LabelSummary:
     `repeated_errors` counts the errors of images whose latest earlier row had an error of the same kind. They are
     counted if the share of all errors is above `max_error_rate`; otherwise 0.
     `changed_this_start` counts images that changed between listing and reading; they are labelled as they were read.
-    `work`, `nodes`, `node_hours` and `cost` are of this attempt, too: seconds, requests and bytes; the largest number
+    `work`, `nodes`, `node_hours` and `cost` are of this attempt, too: seconds, requests, bytes; the largest number
     of nodes that could hold an actor; their hours, and the cost of these by `caps.price_per_hour`.
     `run_id` is None if there was nothing to do: then no run was begun.
     """

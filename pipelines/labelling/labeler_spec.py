@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import socket
+import sys
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
@@ -112,12 +113,17 @@ def build_decoder(spec: LabelerSpec, detector: DetectorLike) -> ImageDecoder:
     """Return the decoder: in this process, or in child processes.
 
     Raises:
-        RayDetrError: this node cannot decode HEIC, although the driver can.
+        RayDetrError: this node does not run Linux, or cannot decode HEIC, although the driver can.
     """
     from pipelines.labelling.decoding import InProcessDecoder, PreparedHere, limits_for
     from pipelines.labelling.isolated_decoding import DecoderInChild
     from pipelines.labelling.watched_decoding import WatchedDecoder, end_process
 
+    if sys.platform != "linux":
+        raise RayDetrError(
+            f"node {socket.gethostname()} runs {sys.platform}: labelling needs Linux, because the supervision of "
+            "decoding reads /proc. Use nodes with Linux; `ray-detr detect` also runs elsewhere."
+        )
     if spec.heic and not has_decoder():  # nodes that are there at the start are compared then; others join later
         raise RayDetrError(
             f"node {socket.gethostname()} lacks the package pillow-heif, which the driver has: HEIC images would have "

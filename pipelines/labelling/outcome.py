@@ -87,7 +87,7 @@ class Work:
 
     @property
     def busy_share(self) -> float | None:
-        """Share of the actors' time in which their devices computed, 0..1; None if no shard was completed."""
+        """Share of the actors' time in which their devices computed, 0..1; None if no measured shard was completed."""
         return min(1.0, self.busy_seconds / self.actor_seconds) if self.actor_seconds else None
 
     def __add__(self, other: Work) -> Work:
@@ -100,8 +100,9 @@ _ADDED: Final = {"busy_seconds": 0.0, "actor_seconds": 0.0}
 
 
 def work_values(recorded: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the values of a recorded `Work`, with the fields that were added to it since."""
-    return {**_ADDED, **recorded}
+    """Return the fields of a recorded `Work`: with those that were added since, without those of a later release."""
+    values = {**_ADDED, **recorded}
+    return {one.name: values[one.name] for one in fields(Work) if one.name in values}
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,7 @@ from pipelines.concurrently import map_concurrently
 from pipelines.errors import RayDetrError
 from pipelines.labelling.attempts import Attempt, Spent, read_attempts, total
 from pipelines.labelling.manifest import list_segments, read_complete, read_manifest, read_segment
-from pipelines.labelling.outcome import Work, work_values
+from pipelines.labelling.outcome import work_values
 from pipelines.labelling.publish import THREADS, footer_totals, is_sealed_file, read_done
 from pipelines.labelling.run import (
     End,
@@ -161,9 +161,8 @@ def _spent(table: Store, run: Run, end: End) -> Spent | None:
         raise _damaged_end(table, run)
     try:
         known = {one.name: recorded.get(one.name) for one in fields(Spent)}
-        if isinstance(known["work"], Mapping):  # another release may count less or more
-            work = work_values(known["work"])
-            known["work"] = {one.name: work.get(one.name) for one in fields(Work)}
+        if isinstance(known["work"], Mapping):
+            known["work"] = work_values(known["work"])
         return record_of(Spent, known)
     except ValueError as error:
         raise _damaged_end(table, run) from error

@@ -99,6 +99,7 @@ def test_the_steps_of_the_cpu_image_build_and_start_the_command(tmp_path: Path) 
     shutil.copy(ROOT / "requirements.lock", machine.tmp)  # COPY requirements.lock /tmp/requirements.lock
     machine.build("wheel")
     installs, version = machine.build("cpu")
+    gpu_installs, gpu_version = machine.build("gpu")
     helped = machine.run([*DEFAULT_SHELL, "ray-detr --help"], tmp_path)
 
     whole, torch, rest = (names(machine.tmp / name) for name in ("requirements.lock", "torch.lock", "rest.lock"))
@@ -106,5 +107,7 @@ def test_the_steps_of_the_cpu_image_build_and_start_the_command(tmp_path: Path) 
     assert {name for name in whole - torch - rest if not name.startswith(("nvidia-", "cuda-"))} == {"triton"}
     assert {"ray", "numpy", "pyarrow"} <= rest < whole
     assert re.search(r"^Would install .*\btorch-", installs, re.MULTILINE)
-    assert re.search(r"^ray-detr \d+\.\d+", version, re.MULTILINE)
+    assert re.search(r"^Would install .*\bnvidia-", gpu_installs, re.MULTILINE)
+    for printed in (version, gpu_version):
+        assert re.search(r"^ray-detr \d+\.\d+", printed, re.MULTILINE)
     assert "label" in helped

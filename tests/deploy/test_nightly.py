@@ -25,6 +25,7 @@ pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.long]  # seven jobs
 
 SETTINGS = """
 CLUSTER = "http://{dashboard}"
+JOB_OPTIONS = ["--shared-folders"]
 IMAGES = "{place}/lake/*.jpg"
 TABLE = "{place}/table"
 LABEL_OPTIONS = ["--max-minutes", "10"]

@@ -29,6 +29,7 @@ class Steps:
         settings.TABLE = str(place / "table")
         settings.PROMOTIONS = str(place / "promotions")
         settings.RUNS = "s3://runs"
+        settings.JOB_OPTIONS = ["--region", "eu-west-1"]
         settings.FIGURES = "s3://runs/figures"
         settings.EVALUATIONS = "s3://runs/evaluations"
         self.submitted: list[list[str]] = []
@@ -74,14 +75,15 @@ def test_the_steps_submit_commands_for_the_model_in_use(steps: Steps) -> None:
     cluster = "--address http://YOUR-HEAD:8265 --slot"
     assert [" ".join(words).replace(steps.table.uri.removeprefix("file://"), "TABLE") for words in steps.submitted] == [
         f"{cluster} 2026-11-28 --ok 5 -- label --images s3://YOUR-LAKE/ --table TABLE --model first "
-        "--skip-labelled any --max-minutes 300 --metrics",
+        "--skip-labelled any --max-minutes 300 --metrics --region eu-west-1",
         f"{cluster} 2026-11-29 -- evaluate --model first --images s3://YOUR-DATA/frozen/ "
         "--annotations s3://YOUR-DATA/frozen/instances.json --baseline s3://runs/figures/promotion-2026-10.json "
-        "--output s3://runs/figures/week-2026-11-29.json --keep-table s3://runs/evaluations/week-2026-11-29",
+        "--output s3://runs/figures/week-2026-11-29.json --keep-table s3://runs/evaluations/week-2026-11-29 "
+        "--region eu-west-1",
         f"{cluster} 2026-11 -- shard --images s3://YOUR-DATA/reviewed/ "
-        "--annotations s3://YOUR-DATA/reviewed/instances.json --out s3://YOUR-RUNS/shards/2026-11",
+        "--annotations s3://YOUR-DATA/reviewed/instances.json --out s3://YOUR-RUNS/shards/2026-11 --region eu-west-1",
         f"{cluster} 2026-11 -- train --train s3://YOUR-RUNS/shards/2026-11 --storage s3://runs --name finetune-2026-11 "
-        "--finetune first --recipe finetune --metrics",
+        "--finetune first --recipe finetune --metrics --region eu-west-1",
     ]
 
 
@@ -97,9 +99,10 @@ def test_the_first_model_is_compared_with_nothing_and_the_next_one_with_its_figu
 
     first, second = steps.submitted
     assert "--baseline" not in first
-    assert first[first.index("--keep-table") :] == ["--keep-table", "s3://runs/evaluations/promotion-2026-10"]
+    options = ["--region", "eu-west-1"]
+    assert first[first.index("--keep-table") :] == ["--keep-table", "s3://runs/evaluations/promotion-2026-10", *options]
     assert second[second.index("--baseline") :] == [
-        "--baseline", "s3://runs/figures/promotion-2026-10.json", "--max-drop", "0",
+        "--baseline", "s3://runs/figures/promotion-2026-10.json", "--max-drop", "0", *options,
     ]  # fmt: skip
     assert steps.models() == {"2026-10": "first", "2026-11": "s3://runs/finetune-2026-11/model"}
     assert steps.modules["promotions"].in_use().model == "s3://runs/finetune-2026-11/model"

@@ -2,6 +2,7 @@
 
 import importlib.util
 import re
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -386,8 +387,11 @@ def test_a_batch_too_large_for_the_device_s_memory_is_halved(
         return compute(pixel_values=pixel_values, **others)
 
     monkeypatch.setattr(detector._network, "forward", limited)
+    detector.take_busy_seconds()
+    began = time.perf_counter()
     found = detector(images)
 
+    assert 0 < detector.take_busy_seconds() < time.perf_counter() - began
     assert given == [8, 4, 2, 2, 2, 2, 2]
     assert detector.batch_size == 2
     assert "cpu has too little memory for 8 images of 64 x 96 pixels at once" in detector.take_notes()[0]

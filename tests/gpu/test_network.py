@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -154,6 +155,25 @@ def test_a_batch_that_does_not_fit_is_halved_and_gives_the_same(
     assert_same(found, expected, pixels=0.05)
     assert detect._launcher.most_images is not None
     assert detect._launcher.most_images < 16
+
+
+def test_the_device_is_busy_while_it_computes(
+    network: Detr, device: torch.device, pictures: Callable[[int], list[Tensor]]
+) -> None:
+    images = pictures(8)
+    detect = detector(network, device, precision="fp32", batch_size=4)
+    detect(images)  # prepares the device
+    detect.take_busy_seconds()
+    began = time.perf_counter()
+
+    detect(images)
+    once = detect.take_busy_seconds()
+    for _ in range(4):
+        detect(images)
+    again = detect.take_busy_seconds()
+
+    assert 0 < once < again
+    assert once + again <= time.perf_counter() - began
 
 
 def test_auto_is_a_precision_that_the_gpu_has(device: torch.device) -> None:

@@ -160,11 +160,17 @@ def test_counters_begin_with_zero_before_the_first_shard(exported: Exported) -> 
     metrics.labelling(Progress("waiting for nodes"))
     begun = dict(exported.counted)
     metrics.labelling(Progress("label"))
-    metrics.shard(ShardReport(0, 8, 2, {"truncated": 3}, 1.0, 0.0, 0.0, 0.0))
+    metrics.shard(ShardReport(0, 8, 2, {"truncated": 3}, 1.0, 0.0, 0.0, 9.0, busy_seconds=3.0, actor_seconds=4.0))
 
     assert begun.keys() >= {"detr_images", "detr_errors,truncated", "detr_errors,missing", "detr_store_requests"}
     assert set(begun.values()) == {0}
-    assert exported.counted[len(begun) :] == [("detr_images", 8), ("detr_shards", 1), ("detr_errors,truncated", 3)]
+    assert exported.counted[len(begun) :] == [
+        ("detr_images", 8),
+        ("detr_shards", 1),
+        ("detr_network_seconds", 3.0),  # of the device; threads waited for 9
+        ("detr_actor_seconds", 4.0),
+        ("detr_errors,truncated", 3),
+    ]
 
 
 @pytest.mark.parametrize("importing", [False, True])

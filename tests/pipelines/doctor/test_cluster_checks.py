@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,13 @@ from detr.checkpoints.references import EMBEDDED, locate
 from jobs import doctor
 from pipelines.actor_resources import ActorShare, Pool
 from pipelines.doctor import cluster_checks, examine, model_check
-from pipelines.doctor.cluster_checks import check_local_folders, check_open_cluster, check_room, check_token
+from pipelines.doctor.cluster_checks import (
+    check_local_folders,
+    check_object_store,
+    check_open_cluster,
+    check_room,
+    check_token,
+)
 from pipelines.doctor.findings import Finding
 from pipelines.doctor.model_check import Failure, Forward, check_here, check_on_node, identify, try_forward
 from pipelines.errors import RayDetrError
@@ -46,6 +53,14 @@ def test_a_cluster_without_nodes_fails_unless_label_waits_for_them(monkeypatch: 
 
     assert room(monkeypatch, head) == ({"room for actors": "fail"}, None)
     assert room(monkeypatch, head, node_minutes=20.0) == ({"room for actors": "warn"}, None)
+
+
+@pytest.mark.parametrize(("megabytes", "level"), [(70, "fail"), (100, "warn"), (200, "ok")])
+def test_the_smallest_object_store_decides(megabytes: int, level: str) -> None:
+    finding = check_object_store([{"object_store_memory": 4e9}, {"object_store_memory": megabytes * 1e6}])
+
+    assert (finding.level, finding.text) == (level, f"{megabytes} MB on the node with the least")
+    assert ("--object-store-memory 200000000" in finding.remedy) == (level != "ok")
 
 
 def test_actors_that_share_a_gpu_or_take_cores_are_placed_as_label_places_them(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -208,6 +223,7 @@ def test_a_cluster_without_a_token_is_judged_by_where_it_listens(
     ("has_cluster", "pool", "found", "expected"),
     [
         (True, POOL, FOUND, {"model": "warn", "model on a node": "ok"}),
+        (True, POOL, replace(FOUND, notes=("too small",)), {"model": "warn", "model on a node": "warn"}),
         (True, POOL, Failure("no such file", transient=False), {"model": "fail"}),
         (True, None, FOUND, {"model": "warn"}),
         (False, POOL, FOUND, {"model": "fail"}),

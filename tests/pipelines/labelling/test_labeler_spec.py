@@ -78,6 +78,15 @@ def test_an_actor_on_a_node_that_joined_without_the_decoder_of_the_driver_does_n
     assert build_decoder(replace(spec, heic=False), detector) is not None
 
 
+def test_a_node_without_linux_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    spec = LabelerSpec("table", "run", "scenes", "", 0.05, None, "cpu", "fp32", 1, 1, StoreOptions(), StoreOptions())
+    detector = cast("DetectorLike", SimpleNamespace(size_rule=None))
+    monkeypatch.setattr("sys.platform", "darwin")
+
+    with pytest.raises(RayDetrError, match=r"^node \S+ runs darwin: labelling needs Linux"):
+        build_decoder(spec, detector)
+
+
 def test_an_actor_finds_members_of_archives_by_the_indexes_that_the_table_keeps(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
