@@ -86,13 +86,14 @@ def write_onnx(model: Detr, path: Path, *, padding: PaddingMode = "exact") -> No
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Suppress the exporter's messages about names of axes and about nodes that it does not fold."""
+    """Suppress the exporter's messages about names of axes, about nodes that it does not fold, and about itself."""
     logger = logging.getLogger("onnxscript")
     level = logger.level
     logger.setLevel(logging.ERROR)
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="# The axis name: ", category=UserWarning)
+            warnings.filterwarnings("ignore", message=".*LeafSpec", category=FutureWarning)  # torch 2.11
             yield
     finally:
         logger.setLevel(level)

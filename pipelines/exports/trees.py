@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import io
 import json
+import posixpath
 import re
 from abc import abstractmethod
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from pathlib import PurePosixPath
 from typing import IO, Final
 from xml.etree import ElementTree
 
@@ -213,8 +213,9 @@ class VocTree(Tree):
         """Write the objects of an image."""
         name = self.names.of(image.uri)
         root = ElementTree.Element("annotation")
-        ElementTree.SubElement(root, "folder").text = _xml_text(PurePosixPath(name).parent.as_posix())
-        ElementTree.SubElement(root, "filename").text = _xml_text(PurePosixPath(name).name)
+        # pathlib would keep the parts of every name in memory: CPython 3.12 never frees interned strings
+        ElementTree.SubElement(root, "folder").text = _xml_text(posixpath.dirname(name) or ".")
+        ElementTree.SubElement(root, "filename").text = _xml_text(posixpath.basename(name))
         size = ElementTree.SubElement(root, "size")
         for side, pixels in zip(("width", "height", "depth"), (*image.size, 3), strict=True):
             ElementTree.SubElement(size, side).text = str(pixels)

@@ -27,6 +27,16 @@ TINY = DetrConfig(
 SIZES = ([(64, 48)], [(100, 131), (150, 60), (33, 99)])
 
 
+def skip_where_pooling_is_exported_for_some_sizes() -> None:
+    """Skip the test with torch 2.11, whose programs take sizes of one parity only where they pool."""
+    sides = {2: torch.export.Dim.DYNAMIC, 3: torch.export.Dim.DYNAMIC}
+    pool = torch.export.export(torch.nn.MaxPool2d(3, 2, 1), (torch.zeros(1, 1, 8, 8),), dynamic_shapes=(sides,))
+    try:
+        pool.module()(torch.zeros(1, 1, 9, 9))
+    except AssertionError as error:
+        pytest.skip(f"torch {torch.__version__} exports pooling for some sizes only: {error}")
+
+
 @pytest.fixture
 def network() -> Detr:
     torch.manual_seed(0)
@@ -35,6 +45,7 @@ def network() -> Detr:
 
 @pytest.mark.slow  # importing and running the compiler
 def test_the_network_exports_with_its_own_output(network: Detr) -> None:
+    skip_where_pooling_is_exported_for_some_sizes()
     pixels, mask = example_inputs([(64, 48), (40, 40)])
     dynamic = torch.export.Dim.DYNAMIC
     exported = torch.export.export(

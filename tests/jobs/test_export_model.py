@@ -16,7 +16,7 @@ from detr.model import Detr
 from jobs.export_model import main
 from pipelines import model_export
 from pipelines.errors import RayDetrError, UsageError
-from tests.detr.test_exported import TINY
+from tests.detr.test_exported import TINY, skip_where_pooling_is_exported_for_some_sizes
 
 
 @pytest.fixture
@@ -30,6 +30,7 @@ def model(tmp_path: Path) -> str:
 def test_a_file_is_written_when_it_gives_what_the_network_gives(
     model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    skip_where_pooling_is_exported_for_some_sizes()
     out = tmp_path / "exported" / "tiny.pt2"
     monkeypatch.setattr(model_export, "MOST_DIFFERENCE", -1.0)
     with pytest.raises(RayDetrError, match=r"^the pt2 file of tiny@\w{12} differs from the network by .* Nothing was"):
@@ -56,6 +57,20 @@ def test_a_file_that_gives_nan_is_refused(model: str, tmp_path: Path, monkeypatc
     with pytest.raises(RayDetrError, match="differs from the network by nan"):
         main(["--model", model, "--out", str(tmp_path / "model.onnx")])
     assert not (tmp_path / "model.onnx").exists()
+
+
+def test_a_program_for_some_sizes_only_is_refused(model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As torch 2.11 makes them."""
+
+    def guarded(pixels: Tensor, _mask: Tensor) -> tuple[Tensor, Tensor]:
+        raise AssertionError("Guard failed: (-1 + pixels.size()[3]) // 2 % 2 == 0")
+
+    monkeypatch.setattr(exported, "write_onnx", lambda _model, path, *, padding: path.write_bytes(b"x"))
+    monkeypatch.setattr(model_export, "_onnx_runner", lambda _path: guarded)
+
+    with pytest.raises(RayDetrError, match=r"^torch \S+ exports this network for images of some sizes only \(Guard"):
+        main(["--model", model, "--out", str(tmp_path / "model.onnx")])
+    assert list(tmp_path.glob("*.onnx")) == list(tmp_path.glob(".*.onnx")) == []
 
 
 def test_a_file_that_exists_and_a_wrong_suffix_are_refused(model: str, tmp_path: Path) -> None:
