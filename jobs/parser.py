@@ -11,9 +11,17 @@ from typing import Any, NoReturn
 
 from jobs.exits import WRONG_USE
 
-AS_WRITTEN = argparse.RawDescriptionHelpFormatter
-
 _ADDRESS = re.compile(r"([A-Za-z][\w+.-]*):/+([^\s'\"]+)")
+
+
+class AsWritten(argparse.RawDescriptionHelpFormatter):
+    """Prints a description as it is written, and an option of two names with its value once, as Python 3.13 does."""
+
+    def _format_action_invocation(self, action: argparse.Action) -> str:
+        if not action.option_strings or action.nargs == 0:
+            return super()._format_action_invocation(action)
+        value = self._format_args(action, self._get_default_metavar_for_optional(action))
+        return f"{', '.join(action.option_strings)} {value}"
 
 
 class _Store(argparse.Action):
@@ -36,7 +44,7 @@ class CommandParser(argparse.ArgumentParser):
     """
 
     def __init__(self, command: str, description: str | None, *, usage: str | None = None) -> None:
-        super().__init__(prog=typed_program(command), description=description, formatter_class=AS_WRITTEN)
+        super().__init__(prog=typed_program(command), description=description, formatter_class=AsWritten)
         self.register("action", None, _Store)  # where add_argument has no `action`
         self._usage = usage
         self._words: list[str] = []
