@@ -22,6 +22,7 @@ from pipelines.lake.lake_object import LakeObject
 from pipelines.parquet_files import open_bytes, open_listed, parquet_of
 from pipelines.store import NotFound, Store, StoreEntry, join_uri, put_if_absent
 from pipelines.strict_json import Count, parse_object, record_of
+from pipelines.table.schema import check_kept
 
 SEGMENT_SHARDS: Final = 64
 MANIFEST_VERSION: Final = (
@@ -255,7 +256,13 @@ def _check_columns(file: pq.ParquetFile, name: str) -> None:
         RayDetrError: it does not.
     """
     expected = [*_OBJECT_COLUMNS, _OFFSET_COLUMN] if _has_offsets(file) else _OBJECT_COLUMNS
-    if pa.schema(list(file.schema_arrow)[: len(expected)]) != pa.schema(expected):
+    columns = list(file.schema_arrow)
+    try:
+        check_kept([column.name for column in columns[len(expected) :]])
+        is_plan = pa.schema(columns[: len(expected)]) == pa.schema(expected)
+    except ValueError:
+        is_plan = False
+    if not is_plan:
         raise RayDetrError(
             f"{name} is damaged: it does not have the columns of a plan. Restore it, or start with --new-run."
         )

@@ -25,7 +25,7 @@ from pipelines.labelling.run import End, Run, end_run, run_key
 from pipelines.parquet_files import open_listed
 from pipelines.store import NotFound, Store, put_if_absent
 from pipelines.table.files import DATA, parse_table_file_key
-from pipelines.table.schema import NO_COLUMNS, SCHEMA
+from pipelines.table.schema import NO_COLUMNS, SCHEMA, check_kept
 
 
 def seal_run(table: Store, run: Run, *, now: datetime) -> End:
@@ -82,9 +82,11 @@ def _kept_of_rows(table: Store, run: Run) -> pa.Schema:
     for *_, entry in sorted(files, key=lambda file: file[:2]):
         try:
             columns = open_listed(table, entry).schema_arrow
-        except RayDetrError:
+            kept = pa.schema([column for column in columns if column.name not in SCHEMA.names])
+            check_kept(kept.names)
+        except (RayDetrError, ValueError):
             continue  # `runs --verify` reports a damaged table file
-        return pa.schema([column for column in columns if column.name not in SCHEMA.names])
+        return kept
     return NO_COLUMNS
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from pipelines.errors import RayDetrError
@@ -19,6 +21,7 @@ from pipelines.labelling.seal import is_seal_begun, seal_run
 from pipelines.lake.lake_object import LakeObject
 from pipelines.lake.listing import Listing
 from pipelines.store import Store, StoreDown
+from pipelines.table.files import table_file_key
 from pipelines.table.schema import NO_COLUMNS, Detected, Origin, Row, decode, rows_to_table, table_schema
 from tests.memory_store import memory_store
 from tests.pipelines.labelling.runs import start_run
@@ -263,6 +266,42 @@ def test_files_of_a_sealed_run_have_the_kept_columns_though_no_plan_can_be_read(
 
     schemas = {decode(table.get(entry.key).data).schema.remove_metadata() for entry in table.list("data/")}
     assert schemas == {table_schema(kept)}
+
+
+@pytest.mark.parametrize("names", [["SIZE"], ["uri"], ["night", "Night"]])
+def test_a_plan_whose_damaged_names_no_table_can_have_is_sealed_like_another_damaged_one(names: list[str]) -> None:
+    table, kept = memory_store(), pa.schema([(f"kept {number}", pa.string()) for number in range(len(names))])
+    run, _ = start(table, "0001")
+    for segment in plan(table, run, kept):
+        key = segment_key(run.run_id, segment.index)
+        planned, sink = pq.read_table(io.BytesIO(table.get(key).data)), io.BytesIO()
+        pq.write_table(planned.rename_columns([*planned.column_names[: -len(names)], *names]), sink, row_group_size=1)
+        table.put(key, sink.getvalue())
+
+    with pytest.raises(RayDetrError, match="is damaged: it does not have the columns of a plan"):
+        read_shard(table, run.run_id, 0)
+    assert seal_run(table, run, now=NOW) == End("sealed", NOW, {})
+
+    files = [decode(table.get(entry.key).data).schema.remove_metadata() for entry in table.list("data/")]
+    assert files
+    assert set(files) == {table_schema()}
+
+
+@pytest.mark.parametrize(("name", "kept"), [("SIZE", []), ("night", ["night"])])
+def test_columns_that_no_table_can_have_are_not_kept_from_a_damaged_file(name: str, kept: list[str]) -> None:
+    table = memory_store()
+    run, _ = start(table, "0001")
+    sink = io.BytesIO()
+    pq.write_table(pa.schema([*table_schema(), pa.field(name, pa.string())]).empty_table(), sink)
+    table.put(table_file_key(run.run_id, 3, run.layout), sink.getvalue())
+
+    seal_run(table, run, now=NOW)
+
+    expected = table_schema(pa.schema([(column, pa.string()) for column in kept]))
+    for index in range(3):
+        assert (
+            decode(table.get(table_file_key(run.run_id, index, run.layout)).data).schema.remove_metadata() == expected
+        )
 
 
 def test_a_plan_of_a_later_release_is_refused_before_anything_is_sealed() -> None:
