@@ -33,7 +33,7 @@ from pipelines.labelling.config import LabelConfig
 from pipelines.labelling.label import LabelSummary, label
 from pipelines.labelling.outcome import ShardReport
 
-CASES = (("scenes", 10, 300), ("320", 3, 150), ("480", 2, 100))  # model, copies of each photograph, images of the trial
+CASES = (("scenes", 40, 1500), ("320", 3, 150), ("480", 2, 100))  # model, copies of each photograph, images of the trial
 
 
 def config_of(folder: Path, model: str, table: str) -> LabelConfig:
