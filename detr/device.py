@@ -26,7 +26,7 @@ class Download:
 
 
 class Transfer(Protocol):
-    """Copies between host memory and one device. No other code may use streams or pinned memory."""
+    """Copies between host memory and one device. No code outside this module may use streams or pinned memory."""
 
     def memory(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
         """Return uninitialised host memory that `upload` can copy from asynchronously."""

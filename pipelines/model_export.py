@@ -139,7 +139,7 @@ def _outputs(run: Callable[..., Any], pixels: Tensor, mask: Tensor) -> tuple[Ten
     except AssertionError as error:  # a guard: torch 2.11 makes one of the parity of the sides, at each max-pooling
         raise RayDetrError(
             f"torch {importlib.metadata.version('torch')} exports this network for images of some sizes only "
-            f"({first_line(error)}). Nothing was written; use torch 2.14 or --to onnx."
+            f"({first_line(error)}). Nothing was written; torch 2.14 works, and so does --to onnx."
         ) from error
     return logits, boxes
 

@@ -213,7 +213,7 @@ class VocTree(Tree):
         """Write the objects of an image."""
         name = self.names.of(image.uri)
         root = ElementTree.Element("annotation")
-        # pathlib would keep the parts of every name in memory: CPython 3.12 never frees interned strings
+        # pathlib would keep the parts of every name in memory: early releases of CPython 3.12 never free them
         ElementTree.SubElement(root, "folder").text = _xml_text(posixpath.dirname(name) or ".")
         ElementTree.SubElement(root, "filename").text = _xml_text(posixpath.basename(name))
         size = ElementTree.SubElement(root, "size")

@@ -155,9 +155,7 @@ def _reason(error: BaseException, meter: Meter) -> tuple[Reason, str]:
 def _read(table: Store, key: str) -> Attempt | None:
     try:
         values = parse_object(table.get(key).data)
-        if isinstance(values.get("work"), dict):
-            values["work"] = work_values(values["work"])
-        attempt = record_of(Attempt, values)
+        attempt = record_of(Attempt, {**values, "work": work_values(values.get("work"))})
         if attempt.started_at.tzinfo is None or attempt.ended_at.tzinfo is None:
             raise ValueError("a time without its zone")  # noqa: TRY301 - reported like other damage of the record
     except NotFound:

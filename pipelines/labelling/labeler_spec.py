@@ -115,15 +115,15 @@ def build_decoder(spec: LabelerSpec, detector: DetectorLike) -> ImageDecoder:
     Raises:
         RayDetrError: this node does not run Linux, or cannot decode HEIC, although the driver can.
     """
-    from pipelines.labelling.decoding import InProcessDecoder, PreparedHere, limits_for
-    from pipelines.labelling.isolated_decoding import DecoderInChild
-    from pipelines.labelling.watched_decoding import WatchedDecoder, end_process
-
     if sys.platform != "linux":
         raise RayDetrError(
             f"node {socket.gethostname()} runs {sys.platform}: labelling needs Linux, because the supervision of "
             "decoding reads /proc. Use nodes with Linux; `ray-detr detect` also runs elsewhere."
         )
+    from pipelines.labelling.decoding import InProcessDecoder, PreparedHere, limits_for
+    from pipelines.labelling.isolated_decoding import DecoderInChild
+    from pipelines.labelling.watched_decoding import WatchedDecoder, end_process
+
     if spec.heic and not has_decoder():  # nodes that are there at the start are compared then; others join later
         raise RayDetrError(
             f"node {socket.gethostname()} lacks the package pillow-heif, which the driver has: HEIC images would have "

@@ -99,8 +99,13 @@ _ADDED: Final = {"busy_seconds": 0.0, "actor_seconds": 0.0}
 """Fields of `Work` that records of earlier releases do not have."""
 
 
-def work_values(recorded: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the fields of a recorded `Work`: with those that were added since, without those of a later release."""
+def work_values(recorded: Any) -> Any:
+    """Return the fields of a recorded `Work`: with those that were added since, without those of a later release.
+
+    What is not a mapping is returned unchanged, for the reader of the record to refuse.
+    """
+    if not isinstance(recorded, Mapping):
+        return recorded
     values = {**_ADDED, **recorded}
     return {one.name: values[one.name] for one in fields(Work) if one.name in values}
 

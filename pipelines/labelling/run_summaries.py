@@ -161,8 +161,7 @@ def _spent(table: Store, run: Run, end: End) -> Spent | None:
         raise _damaged_end(table, run)
     try:
         known = {one.name: recorded.get(one.name) for one in fields(Spent)}
-        if isinstance(known["work"], Mapping):
-            known["work"] = work_values(known["work"])
+        known["work"] = work_values(known["work"])
         return record_of(Spent, known)
     except ValueError as error:
         raise _damaged_end(table, run) from error

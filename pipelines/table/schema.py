@@ -182,7 +182,7 @@ def with_settings(rows: pa.Table, settings: str) -> pa.Table:
         settings: The settings of the run, for rows that have none.
     """
     field, place = SCHEMA.field("settings"), SCHEMA.get_field_index("settings")
-    if rows.column_names[:place] != SCHEMA.names[:place]:
+    if rows.column_names[:place] != SCHEMA.names[:place] or rows.column_names.count("settings") > 1:
         return rows  # not of a detection table, which its reader reports
     value = pa.scalar(settings, pa.string())
     if rows.column_names[place : place + 1] != ["settings"]:

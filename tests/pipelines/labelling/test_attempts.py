@@ -210,7 +210,7 @@ def test_totals_that_cannot_be_read_do_not_keep_a_run_from_its_end(caplog: pytes
     assert (summary.spent.attempts, summary.spent.images) == (1, 14)
 
 
-def test_records_of_earlier_and_later_releases_are_read() -> None:
+def test_records_of_other_releases_whose_work_has_other_fields_are_read() -> None:
     world = lake()
     with pytest.raises(KeyboardInterrupt):
         night(world, then=stop(KeyboardInterrupt())).run()

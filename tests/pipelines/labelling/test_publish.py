@@ -135,13 +135,15 @@ def test_a_commit_whose_answer_was_lost_has_won(error: Exception) -> None:
     assert commit_part(table, "run-1", 7, ROWS, token="second") is Commit.LOST
 
 
-def test_a_part_of_other_columns_is_not_published() -> None:
+@pytest.mark.parametrize("has_two", [False, True])
+def test_a_part_of_other_columns_is_not_published(*, has_two: bool) -> None:
     table = memory_store()
     (segment,) = planned(table)
     commit_all(table, segment)
     key = part_key("run-1", 1)
     rows = decode(table.get(key).data)
-    table.put(key, encode(rows.drop_columns(["error"])))
+    changed = rows.append_column("settings", rows["settings"]) if has_two else rows.drop_columns(["error"])
+    table.put(key, encode(changed))
 
     with pytest.raises(RayDetrError, match=r"parts/0000001\.part does not contain its 2 planned images"):
         publish_group(table, RUN, segment)

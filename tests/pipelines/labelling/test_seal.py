@@ -269,7 +269,7 @@ def test_files_of_a_sealed_run_have_the_kept_columns_though_no_plan_can_be_read(
 
 
 @pytest.mark.parametrize("names", [["SIZE"], ["uri"], ["night", "Night"]])
-def test_a_plan_whose_damaged_names_no_table_can_have_is_sealed_like_another_damaged_one(names: list[str]) -> None:
+def test_a_plan_with_column_names_that_no_table_can_have_is_sealed(names: list[str]) -> None:
     table, kept = memory_store(), pa.schema([(f"kept {number}", pa.string()) for number in range(len(names))])
     run, _ = start(table, "0001")
     for segment in plan(table, run, kept):
