@@ -137,7 +137,8 @@ def _on_a_node(found: Forward | Failure) -> Finding:
             transient=found.transient,
         )
     memory = "" if found.gpu_bytes is None else f", {found.gpu_bytes / 1e9:.1f} GB of GPU memory"
-    text = f"{found.images} images of {WIDTH} x {HEIGHT} in {found.seconds:.2f} s on {found.device}{memory}"
+    counted = "1 image" if found.images == 1 else f"{found.images} images"
+    text = f"{counted} of {WIDTH} x {HEIGHT} in {found.seconds:.2f} s on {found.device}{memory}"
     if found.notes:
         return Finding("model on a node", "warn", f"{text}: {'; '.join(found.notes)}", "Use a smaller --batch-size.")
     return Finding("model on a node", "ok", text)
