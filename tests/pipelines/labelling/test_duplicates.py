@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 
 import pyarrow as pa
@@ -79,6 +80,26 @@ def test_the_first_the_last_and_one_between_of_a_file_are_found(table: Counted, 
     ]
     for name in "bcd":
         assert settle(table, rows_of("now", (name, "1")), ["2"], threads=threads) == ["fetch_failed"]
+
+
+@pytest.mark.parametrize(
+    ("recorded", "settings", "status"),
+    [("A", "A", "fetch_failed"), ("A", "B", "ok"), ("A", None, "fetch_failed"), (None, "A", "fetch_failed")],
+)
+def test_only_rows_of_the_same_settings_count_where_settings_are_given(
+    recorded: str | None, settings: str | None, status: str
+) -> None:
+    """Rows whose settings nobody has recorded count for all."""
+    table, rows = memory_store(), rows_of("now", ("b", "1"))
+    with_settings = replace(Origin("detr@1", 0.5, "before", 0, NOW), settings=recorded)
+    earlier = rows_to_table([Row("b", "1", detections=FOUND)], origin=with_settings)
+    table.put(table_file_key("before", 0, "flat"), encode(earlier))
+
+    settled = reject_republished_versions(
+        table, "now", rows, pa.chunked_array([["2"]], pa.string()), settings=settings, threads=1
+    )
+
+    assert [row["error_kind"] or row["status"] for row in settled.to_pylist()] == [status]
 
 
 def test_the_row_says_what_happened(table: Counted) -> None:

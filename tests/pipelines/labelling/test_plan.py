@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -35,7 +37,7 @@ from pipelines.labelling.manifest import (
     segment_key,
     write_segment,
 )
-from pipelines.labelling.plan import PlanSummary, cut_segments, summarise_plan, write_plan
+from pipelines.labelling.plan import PlanSummary, cut_segments, summarise_plan, usual_shard_images, write_plan
 from pipelines.labelling.run import RunRequest
 from pipelines.lake.lake_object import NOT_MODIFIED, LakeObject, Listed, Skipped
 from pipelines.lake.listing import Listing, list_objects
@@ -645,3 +647,33 @@ def test_a_summary_is_of_what_the_run_would_be_given(tmp_path: Path) -> None:
     uris.write_text("uri\n/lake/a.jpg\n")
     with pytest.raises(RayDetrError, match="there is no column 'camera'"):
         summarise_plan(PlanConfig((str(uris),), table.uri, keep=("camera",)))
+    os.utime(lake / "100.jpg", (now.timestamp(), now.timestamp()))
+    os.utime(lake / "101.jpg", (now.timestamp() - 1, now.timestamp() - 1))
+    since = summary(modified_since=now)
+    assert (since.images + since.labelled, since.skipped[NOT_MODIFIED]) == (199, 1)
+
+
+def test_a_summary_has_the_shards_of_gpus_and_smaller_ones_with_tiles(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in range(20):
+        (tmp_path / f"{number:03d}.jpg").write_bytes(b"x")
+    for kind, images in (("GPU", 16), ("CPU", 1)):
+        monkeypatch.setattr(f"pipelines.labelling.plan.{kind}_SHARD_IMAGES", images)
+    config = PlanConfig((str(tmp_path),), str(tmp_path / "table"))
+
+    assert summarise_plan(config).shards == 2
+    assert summarise_plan(replace(config, tiles=(256, 256))).shards == 10
+    assert summarise_plan(replace(config, shard_images=5)).shards == 4
+    assert usual_shard_images(gpus=False, tiled=False) == 1
+
+
+def test_a_summary_counts_the_images_inside_files(tmp_path: Path) -> None:
+    table = pa.table({"picture": [b"1234", b"12"], "image": [b"", b""]})
+    pq.write_table(table, tmp_path / "pictures.parquet")
+
+    summary = summarise_plan(
+        PlanConfig((str(tmp_path / "pictures.parquet"),), str(tmp_path / "table"), image_column="picture")
+    )
+
+    assert summary.images == 2

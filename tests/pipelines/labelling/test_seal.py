@@ -304,6 +304,23 @@ def test_columns_that_no_table_can_have_are_not_kept_from_a_damaged_file(name: s
         )
 
 
+def test_files_of_the_run_decide_before_others_and_damaged_ones_are_passed_over() -> None:
+    table = memory_store()
+    older, _ = start(table, "0001")
+    seal_run(table, older, now=NOW)
+    run, _ = start(table, "0002")
+    for run_id, segment, name in ((older.run_id, 0, "camera"), (run.run_id, 3, "night")):
+        sink = io.BytesIO()
+        pq.write_table(table_schema(pa.schema([(name, pa.string())])).empty_table(), sink)
+        table.put(table_file_key(run_id, segment, run.layout), sink.getvalue())
+    table.put(table_file_key(run.run_id, 2, run.layout), b"torn")
+
+    seal_run(table, run, now=NOW)
+
+    file = decode(table.get(table_file_key(run.run_id, 0, run.layout)).data)
+    assert file.schema.remove_metadata() == table_schema(pa.schema([("night", pa.string())]))
+
+
 def test_a_plan_of_a_later_release_is_refused_before_anything_is_sealed() -> None:
     table = memory_store()
     old, _ = start(table, "0001")

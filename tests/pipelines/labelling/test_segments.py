@@ -195,6 +195,22 @@ def test_a_segment_is_published_when_its_last_part_is_there_and_not_at_the_end()
     assert seen[-1] == {1}  # while the last shard of the first segment was labelled
 
 
+def test_what_was_lost_is_counted_in_words() -> None:
+    one = ShardsLost("night", 7, "NaN", shards=1, images=1, waiting=0)
+    several = one + ShardsLost("night", 9, "NaN", shards=2, images=127, waiting=1_000)
+
+    assert str(one) == (
+        "shard 7 of run night was lost 3 times (NaN). 1 image is not labelled. All other images are published; run the "
+        "same command again to retry."
+    )
+    assert str(several) == (
+        "shard 7 of run night was lost 3 times, and so were 2 others (NaN). 128 images are not labelled. 1,000 "
+        "labelled images of the same table files are not published yet. All other images are published; run the same "
+        "command again to retry."
+    )
+    assert "and so was 1 other (NaN)" in str(one + one)
+
+
 def test_a_shard_that_is_lost_every_time_stops_the_run_and_all_else_is_done() -> None:
     table = memory_store()
     segments = planned(table)

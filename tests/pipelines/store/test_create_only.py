@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
+import re
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from pipelines.errors import RayDetrError
-from pipelines.store import AlreadyExists, Denied, Store, StoreDown, StoreError, Throttled
-from pipelines.store.create_only import ATTEMPTS, put_if_absent, require_create_only
+from pipelines.store import (
+    AlreadyExists,
+    Changed,
+    Denied,
+    Misconfigured,
+    Store,
+    StoreDown,
+    StoreEntry,
+    StoreError,
+    Throttled,
+)
+from pipelines.store.create_only import ATTEMPTS, Capabilities, probe, put_if_absent, require_create_only
 from tests.memory_store import memory_store
 
 
@@ -101,6 +113,92 @@ def test_a_store_that_writes_over_is_refused_and_what_could_be_lost_is_said() ->
 def test_a_store_that_cannot_be_written_is_refused() -> None:
     with pytest.raises(RayDetrError, match=r"^a table cannot be kept at .*: .*denied"):
         require_create_only(ReadOnly(memory_store()), what="a table", loss="rows could be lost")
+
+
+class Swapping(Overwriting):
+    """A store that answers conditional puts by a script: "" does them, an error is raised "before" or "after"."""
+
+    def __init__(self, store: Store, *script: str, error: StoreError | None = None, creates: str = "") -> None:
+        super().__init__(store)
+        self._script, self._error, self._creates = list(script), error or Changed("it changed"), creates
+        self.keys: list[str] = []
+
+    def put(self, key: str, data: bytes, *, create: bool = False, if_match: str | None = None) -> str | None:
+        self.keys.append(key)
+        if create:
+            etag = self._store.put(key, data, create=True)
+            if self._creates == "after":
+                self._creates = ""
+                raise AlreadyExists("it met itself")
+            return etag
+        when = self._script.pop(0) if self._script else ""
+        if when == "before":
+            raise self._error
+        etag = self._store.put(key, data, if_match=None if when in ("after", "unconditional") else if_match)
+        if when == "after":
+            raise self._error
+        return etag
+
+
+class WithoutEtags(Overwriting):
+    def put(self, key: str, data: bytes, *, create: bool = False, if_match: str | None = None) -> str | None:
+        assert if_match is None
+        self._store.put(key, data, create=create)
+        return None
+
+    def head(self, key: str) -> StoreEntry:
+        return replace(self._store.head(key), etag=None)
+
+
+@pytest.mark.parametrize(
+    ("store", "swap"),
+    [
+        (memory_store(), "quoted"),
+        (Swapping(memory_store()), "quoted"),
+        (Swapping(memory_store(), creates="after"), "quoted"),  # its answer was lost: the etag is asked for
+        (Swapping(memory_store(), "after"), "quoted"),  # a lost answer, and the repeated put met its own object
+        (Swapping(memory_store(), "before"), None),
+        (Swapping(memory_store(), "before", error=Misconfigured("not implemented")), None),
+        (Swapping(memory_store(), "", "unconditional"), None),  # it accepts a stale etag
+        (WithoutEtags(memory_store()), None),
+    ],
+)
+def test_what_a_store_can_do_is_measured_and_nothing_is_left(store: Any, swap: str | None) -> None:
+    capabilities = require_create_only(store, what="a table", loss="rows could be lost", folder="tests/")
+
+    assert capabilities == Capabilities(create_only=True, swap=swap)
+    assert list(store.list()) == []
+
+
+def test_conditional_puts_of_a_store_that_overwrites_are_measured_too() -> None:
+    assert probe(Overwriting(memory_store())) == Capabilities(create_only=False, swap="quoted")
+
+
+def test_the_form_of_etags_is_that_of_the_store() -> None:
+    store = Swapping(memory_store())
+    store.etag_form = "bare"  # type: ignore[attr-defined]
+
+    assert probe(store).swap == "bare"
+
+
+def test_probes_have_names_of_their_own_in_the_folder() -> None:
+    store = Swapping(memory_store())
+    probe(store)
+    probe(store)
+    require_create_only(store, what="a table", loss="rows could be lost")
+    probe(store, "tests/")
+
+    names = list(dict.fromkeys(store.keys))
+    assert len(names) == 4
+    assert [re.fullmatch(r"(.*)probe-[0-9a-f]{16}", name)[1] for name in names] == ["_runs/"] * 3 + ["tests/"]  # type: ignore[index]
+
+
+def test_a_probe_that_fails_is_deleted() -> None:
+    store = Swapping(memory_store(), "before", error=StoreDown("no answer"))
+
+    with pytest.raises(StoreDown):
+        probe(store)
+    assert list(store.list()) == []
 
 
 def test_a_store_that_keeps_its_word_is_taken_and_left_as_it_was() -> None:
