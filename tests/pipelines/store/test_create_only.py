@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -153,21 +154,23 @@ class WithoutEtags(Overwriting):
 @pytest.mark.parametrize(
     ("store", "swap"),
     [
-        (memory_store(), "quoted"),
-        (Swapping(memory_store()), "quoted"),
-        (Swapping(memory_store(), creates="after"), "quoted"),  # its answer was lost: the etag is asked for
-        (Swapping(memory_store(), "after"), "quoted"),  # a lost answer, and the repeated put met its own object
-        (Swapping(memory_store(), "before"), None),
-        (Swapping(memory_store(), "before", error=Misconfigured("not implemented")), None),
-        (Swapping(memory_store(), "", "unconditional"), None),  # it accepts a stale etag
-        (WithoutEtags(memory_store()), None),
+        (memory_store, "quoted"),
+        (lambda: Swapping(memory_store()), "quoted"),
+        (lambda: Swapping(memory_store(), creates="after"), "quoted"),  # its answer was lost: the etag is asked for
+        (lambda: Swapping(memory_store(), "after"), "quoted"),  # a lost answer: the repeated put met its own object
+        (lambda: Swapping(memory_store(), "before"), None),
+        (lambda: Swapping(memory_store(), "before", error=Misconfigured("not implemented")), None),
+        (lambda: Swapping(memory_store(), "", "unconditional"), None),  # it accepts a stale etag
+        (lambda: WithoutEtags(memory_store()), None),
     ],
 )
-def test_what_a_store_can_do_is_measured_and_nothing_is_left(store: Any, swap: str | None) -> None:
-    capabilities = require_create_only(store, what="a table", loss="rows could be lost", folder="tests/")
+def test_what_a_store_can_do_is_measured_and_nothing_is_left(store: Callable[[], Any], swap: str | None) -> None:
+    measured = store()
+
+    capabilities = require_create_only(measured, what="a table", loss="rows could be lost", folder="tests/")
 
     assert capabilities == Capabilities(create_only=True, swap=swap)
-    assert list(store.list()) == []
+    assert list(measured.list()) == []
 
 
 def test_conditional_puts_of_a_store_that_overwrites_are_measured_too() -> None:
