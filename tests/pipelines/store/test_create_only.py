@@ -123,9 +123,11 @@ class Swapping(Overwriting):
         super().__init__(store)
         self._script, self._error, self._creates = list(script), error or Changed("it changed"), creates
         self.keys: list[str] = []
+        self.conditions: list[str | None] = []
 
     def put(self, key: str, data: bytes, *, create: bool = False, if_match: str | None = None) -> str | None:
         self.keys.append(key)
+        self.conditions.append(if_match)
         if create:
             etag = self._store.put(key, data, create=True)
             if self._creates == "after":
@@ -190,10 +192,22 @@ def test_probes_have_names_of_their_own_in_the_folder() -> None:
     probe(store)
     require_create_only(store, what="a table", loss="rows could be lost")
     probe(store, "tests/")
+    require_create_only(store, what="a table", loss="rows could be lost", folder="others/")
 
     names = list(dict.fromkeys(store.keys))
-    assert len(names) == 4
-    assert [re.fullmatch(r"(.*)probe-[0-9a-f]{16}", name)[1] for name in names] == ["_runs/"] * 3 + ["tests/"]  # type: ignore[index]
+    folders = [*["_runs/"] * 3, "tests/", "others/"]
+    assert len(names) == 5
+    assert [re.fullmatch(r"(.*)probe-[0-9a-f]{16}", name)[1] for name in names] == folders  # type: ignore[index]
+
+
+@pytest.mark.parametrize("has_head", [True, False])
+def test_both_conditional_puts_are_sent_with_the_etag_of_the_first_write(*, has_head: bool) -> None:
+    store = Swapping(memory_store())
+    if not has_head:  # a store whose HEAD has no etag: that of the write counts
+        store.head = lambda key: StoreEntry(key, 1, None)  # type: ignore[attr-defined]
+
+    assert probe(store).swap == "quoted"
+    assert store.conditions == [None, None, "1", "1"]
 
 
 def test_a_probe_that_fails_is_deleted() -> None:
