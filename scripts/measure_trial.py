@@ -33,7 +33,8 @@ from pipelines.labelling.config import LabelConfig
 from pipelines.labelling.label import LabelSummary, label
 from pipelines.labelling.outcome import ShardReport
 
-CASES = (("scenes", 40, 1500), ("320", 3, 150), ("480", 2, 100))  # model, copies of each photograph, images of the trial
+# model, copies of each photograph, images of the trial
+CASES = (("scenes", 40, 1500), ("320", 3, 150), ("480", 2, 100))
 
 
 def config_of(folder: Path, model: str, table: str) -> LabelConfig:
