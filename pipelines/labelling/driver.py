@@ -21,7 +21,7 @@ from pipelines.labelling.publish import read_done, remove_parts, verify_run
 from pipelines.labelling.run import Run, begin_run, finish_run, latest_run, read_end, resume_run
 from pipelines.labelling.seal import is_seal_begun, seal_run
 from pipelines.labelling.segments import MOST_ALIKE, ShardsLost, label_segments
-from pipelines.labelling.settings import AUTO
+from pipelines.labelling.settings import AUTO, requested_precision
 from pipelines.lake.lake_object import LakeObject
 from pipelines.store import StoreError
 from pipelines.table.schema import Totals
@@ -219,14 +219,16 @@ class _Attempt:
             # `begin_run` returns whether this process has begun it.
             past = PastSettings(job.table, job.request.model, threads=self.environment.threads)
             # resolving "auto" needs the cluster; until there is something to do, assume the precision of the rows
-            guess = past.guess_precision(job.request)
-            settings = None if guess is None else past.check(job.request, guess, relabel=job.mixes_settings)
+            guess = past.guess_precision(job.request.configuration)
+            settings = (
+                None if guess is None else past.check(job.request.configuration, guess, relabel=job.mixes_settings)
+            )
             labelled, look = self._look(settings)
             if not look.has_new:
                 return look.counts
             workforce = job.runner.workforce()
             if settings is not None:
-                resolved = past.check(job.request, workforce.precision, relabel=job.mixes_settings)
+                resolved = past.check(job.request.configuration, workforce.precision, relabel=job.mixes_settings)
                 if resolved != settings and job.selection.skip_labelled != "any":  # otherwise settings do not matter
                     labelled, look = self._look(resolved)
                 if not look.has_new:
@@ -283,11 +285,11 @@ class _Attempt:
     def _check_before_sealing(self) -> None:
         job = self.job
         past = PastSettings(job.table, job.request.model, threads=self.environment.threads)
-        guess = past.guess_precision(job.request)
+        guess = past.guess_precision(job.request.configuration)
         if guess is not None:
-            is_open = job.request.precision == AUTO and not job.mixes_settings
+            is_open = requested_precision(job.request.configuration) == AUTO and not job.mixes_settings
             precision = job.runner.workforce().precision if is_open else guess
-            past.check(job.request, precision, relabel=job.mixes_settings)
+            past.check(job.request.configuration, precision, relabel=job.mixes_settings)
 
     def _look(self, settings: str | None) -> tuple[LabelledKeys, Look]:
         labelled = self._read_labelled(settings)

@@ -96,7 +96,7 @@ def _labelled_before(
     def in_file(entry: StoreEntry) -> set[Version]:
         with parquet_of(join_uri(table.uri, entry.key)):
             file = open_listed(table, entry)
-            columns = ["uri", "etag", "status", "model", *(() if settings is None else columns_of(file))]
+            columns = ["uri", "etag", "status", "model", *columns_of(file)]
             check_columns(file, columns, name=join_uri(table.uri, entry.key))
             groups = [group for group in range(file.num_row_groups) if _may_hold(file, group, uris)]
             if not groups:
@@ -107,13 +107,13 @@ def _labelled_before(
             if settings is not None:
                 is_same = pc.fill_null(pc.equal(recorded.of_rows(rows), settings), fill_value=True)
                 rows = rows.filter(is_same)
-            rows = rows.filter(pc.is_in(rows["uri"], value_set=pa.array(uris, pa.string())))
+            rows = rows.filter(pc.is_in(rows["uri"], value_set=pa.array(uris)))
             return set(zip(rows["uri"].to_pylist(), rows["etag"].to_pylist(), strict=True)) & set(wanted)
 
     entries = [
         entry
         for entry in table.list("data/")
-        if entry.key.endswith(".parquet") and (parse_table_file_key(entry.key) or ("", 0))[0] != run_id
+        if entry.key.endswith(".parquet") and ((found := parse_table_file_key(entry.key)) is None or found[0] != run_id)
     ]
     return frozenset().union(*map_concurrently(in_file, entries, threads=threads))
 

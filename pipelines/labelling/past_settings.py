@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from pipelines.errors import SettingsMismatch
 from pipelines.labelling.publish import THREADS
-from pipelines.labelling.run import RunRequest
 from pipelines.labelling.run_summaries import settings_of_runs
-from pipelines.labelling.settings import AUTO, precision_of, settings_differences
+from pipelines.labelling.settings import AUTO, precision_of, requested_precision, settings_differences, settings_text
 from pipelines.store import Store
 
 
@@ -40,7 +39,7 @@ class PastSettings:
         """The settings of the newest run; None without a run."""
         return next(iter(self), None)
 
-    def guess_precision(self, request: RunRequest) -> str | None:
+    def guess_precision(self, configuration: Mapping[str, object]) -> str | None:
         """Return a guess of what "auto" means, before the cluster is connected.
 
         It is the precision of rows with the same settings, otherwise that of the newest rows; None without rows of the
@@ -48,16 +47,17 @@ class PastSettings:
         """
         if self.last is None:
             return None
-        same = (one for one in self if request.settings(precision_of(one)) == one)
-        return precision_of(next(same, self.last)) if request.precision == AUTO else request.precision
+        same = (one for one in self if settings_text(configuration, precision_of(one)) == one)
+        asked = requested_precision(configuration)
+        return precision_of(next(same, self.last)) if asked == AUTO else asked
 
-    def check(self, request: RunRequest, precision: str, *, relabel: bool) -> str:
-        """Return the settings of a request if "auto" means `precision`.
+    def check(self, configuration: Mapping[str, object], precision: str, *, relabel: bool) -> str:
+        """Return the settings of a configuration if "auto" means `precision`.
 
         Raises:
             SettingsMismatch: all rows of the model have other settings, and `relabel` is False.
         """
-        settings = request.settings(precision)
+        settings = settings_text(configuration, precision)
         last = self.last
         if last is None or relabel or settings in self:
             return settings

@@ -25,7 +25,7 @@ from pipelines.labelling.manifest import (
 )
 from pipelines.labelling.past_settings import PastSettings
 from pipelines.labelling.publish import THREADS, read_done
-from pipelines.labelling.run import RunRequest, find_unfinished, sealed_sentence
+from pipelines.labelling.run import find_unfinished, sealed_sentence
 from pipelines.lake.list_addresses import is_unusual_file
 from pipelines.lake.listing import Listing, list_objects
 from pipelines.lake.member_files import MemberIndexes
@@ -111,7 +111,7 @@ def summarise_plan(config: PlanConfig, *, model: str | None = None) -> PlanSumma
         done = read_done(table, unfinished.run_id, unfinished.layout).count_images(left) if unfinished else 0
         if config.skip_labelled == "any":
             model = None
-        settings = None if model is None else _settings(table, config, model, shard_images)
+        settings = None if model is None else _settings(table, config, model)
         labelled = read_labelled(table, model, settings=settings, retry_errors=config.retry_errors, threads=THREADS)
     except StoreError as error:
         raise RayDetrError(f"cannot read the table {table.uri}: {error}") from error
@@ -140,12 +140,11 @@ def summarise_plan(config: PlanConfig, *, model: str | None = None) -> PlanSumma
     )
 
 
-def _settings(table: Store, config: PlanConfig, model: str, shard_images: int) -> str | None:
+def _settings(table: Store, config: PlanConfig, model: str) -> str | None:
     """Return the settings of the rows of this run, or None if rows with any settings count as labelled."""
-    request = RunRequest(model, "", config.configuration, shard_images, {})
     past = PastSettings(table, model)
-    guess = past.guess_precision(request)
-    return None if guess is None else past.check(request, guess, relabel=config.relabel)
+    guess = past.guess_precision(config.configuration)
+    return None if guess is None else past.check(config.configuration, guess, relabel=config.relabel)
 
 
 def write_plan(

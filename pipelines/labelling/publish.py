@@ -16,7 +16,7 @@ from pipelines.errors import RayDetrError
 from pipelines.labelling.duplicates import reject_republished_versions
 from pipelines.labelling.manifest import PlannedSegment, read_planned
 from pipelines.labelling.run import Run, run_key, sealed_sentence
-from pipelines.parquet_files import open_bytes, open_listed, parquet_of
+from pipelines.parquet_files import open_bytes, open_listed, parquet_of, plain_type
 from pipelines.store import NotFound, Store, StoreEntry, join_uri, put_if_absent
 from pipelines.strict_json import read_record
 from pipelines.table.files import Layout, parse_table_file_key, table_file_key, table_files_prefix
@@ -241,8 +241,7 @@ def _read_parts(table: Store, run: Run, segment: PlannedSegment, threads: int) -
 
 def _plain(table: pa.Table) -> pa.Table:
     """Return the table with dictionaries decoded: only then are columns with different dictionaries comparable."""
-    kinds = [column.type.value_type if pa.types.is_dictionary(column.type) else column.type for column in table.schema]
-    return pa.table(dict(zip(table.column_names, map(pa.ChunkedArray.cast, table.columns, kinds), strict=True)))
+    return table.cast(pa.schema([column.with_type(plain_type(column.type)) for column in table.schema]))
 
 
 def _check_not_sealed(table: Store, run_id: str, file: pq.ParquetFile) -> None:

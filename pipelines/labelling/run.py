@@ -12,7 +12,7 @@ from typing import Final, Literal, TypeVar
 from pipelines.concurrently import map_concurrently, map_in_chunks
 from pipelines.configurations import as_json, differences
 from pipelines.errors import RayDetrError, UsageError
-from pipelines.labelling.settings import AUTO, settings_text
+from pipelines.labelling.settings import settings_text
 from pipelines.store import NotFound, Store, join_uri, put_if_absent
 from pipelines.strict_json import Count, Time, parse_object, read_record, record_of
 from pipelines.table.files import Layout, layout_without_runs
@@ -62,15 +62,6 @@ class RunRequest:
             raise ValueError(f"shard images: {self.shard_images} is not a number of images; give 1 or more.")
         if self.run_id is not None:
             check_run_id(self.run_id)
-
-    @property
-    def precision(self) -> str:
-        """The requested precision of the network; "auto" depends on the cluster's devices."""
-        return str(self.configuration.get("precision", AUTO))
-
-    def settings(self, precision: str) -> str:
-        """Return the settings of the rows if "auto" means `precision`."""
-        return settings_text(self.configuration, precision if self.precision == AUTO else self.precision)
 
 
 @dataclass(frozen=True, slots=True)

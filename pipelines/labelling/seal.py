@@ -78,8 +78,8 @@ def seal_run(table: Store, run: Run, *, now: datetime) -> End:
 def _kept_of_rows(table: Store, run: Run) -> pa.Schema:
     """Return the kept columns of the table's rows, of those of this run if it has any; without rows no columns."""
     listed = [(entry, parse_table_file_key(entry.key)) for entry in table.list(DATA)]
-    files = [(found[0] != run.run_id, entry.key, entry) for entry, found in listed if found]
-    for *_, entry in sorted(files, key=lambda file: file[:2]):
+    files = [(found[0] != run.run_id, entry) for entry, found in listed if found]
+    for _, entry in sorted(files, key=lambda file: file[0]):
         try:
             columns = open_listed(table, entry).schema_arrow
             kept = pa.schema([column for column in columns if column.name not in SCHEMA.names])

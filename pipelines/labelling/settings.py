@@ -21,9 +21,10 @@ def settings_text(configuration: Mapping[str, object], precision: str) -> str:
 
     Args:
         configuration: The configuration in the run's record.
-        precision: Precision of the network, with "auto" resolved.
+        precision: Precision of the network if the configuration says "auto".
     """
-    settings: dict[str, Any] = {"precision": precision}
+    asked = requested_precision(configuration)
+    settings: dict[str, Any] = {"precision": precision if asked == AUTO else asked}
     threshold = configuration.get("threshold")
     if threshold is not None:
         settings["threshold"] = _number(threshold)
@@ -35,6 +36,11 @@ def settings_text(configuration: Mapping[str, object], precision: str) -> str:
     if configuration.get("tiles") is not None:
         settings |= {"tiles": configuration["tiles"], "overlap": _number(configuration.get("overlap"))}
     return json.dumps(settings, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+
+
+def requested_precision(configuration: Mapping[str, object]) -> str:
+    """Return the requested precision of the network; "auto" depends on the cluster's devices."""
+    return str(configuration.get("precision", AUTO))
 
 
 def settings_differences(old: str, new: str) -> list[str]:

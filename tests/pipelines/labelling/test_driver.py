@@ -327,6 +327,24 @@ def test_a_lake_of_which_no_shard_can_be_labelled_is_not_tried_to_its_end() -> N
     assert [len(shards) for shards in start.shards] == [6] * 6
 
 
+def test_a_limit_behind_the_end_of_the_plan_names_its_images() -> None:
+    class Planned(LazyPlan):
+        def waves(self) -> Iterator[list[PlannedSegment]]:
+            self.is_complete = True
+            yield from super().waves()
+
+    class Limited(Start):
+        def label(self, run: Run, shards: Sequence[int], *, isolated: bool) -> Generator[Outcome, None, None]:
+            yield from super().label(run, shards, isolated=isolated)
+            meter.reached.set()
+
+    start, meter = Limited(lake(4), plan=Planned, loses=1, loses_always=True), Meter()
+    start.meter = meter
+
+    with pytest.raises(CapReached, match=r" 2 of 4 planned images of run \S+ are labelled"):
+        start.run()
+
+
 @pytest.mark.parametrize("is_planned", [False, True])
 def test_progress_says_whether_the_plan_is_whole(is_planned: bool) -> None:
     class Planned(LazyPlan):

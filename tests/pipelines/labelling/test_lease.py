@@ -29,6 +29,7 @@ from pipelines.labelling.lease import (
     acquire,
     current_holder,
     holding,
+    keeps_lease,
     release,
     renew,
 )
@@ -84,6 +85,16 @@ def test_the_second_is_told_who_holds_the_lease_and_how_long_ago_it_was_alive() 
         match=r"table memory://store is being written by another process \(host gpu-7, pid 4121, heartbeat 8 s ago",
     ):
         acquire(table, HERE, token="b", now=later(8))
+
+
+def test_a_folder_has_a_lease_and_another_store_since_the_first_holder(tmp_path: Path) -> None:
+    table = memory_store()
+    table.put("_runs/night/run.json", b"{}")
+
+    assert keeps_lease(open_store(str(tmp_path)))
+    assert not keeps_lease(table)
+    release(table, acquire(table, ELSEWHERE, token="a", now=NOW), now=later(1))
+    assert keeps_lease(table)
 
 
 def test_a_lease_that_was_given_up_is_free_and_is_never_deleted() -> None:
@@ -159,6 +170,18 @@ def test_a_process_that_proc_hides_is_alive_if_it_exists(
     monkeypatch.setattr(os, "kill", Mock(side_effect=signal))
 
     assert is_dead(HERE, HERE) is not is_there
+
+
+def test_a_process_is_left_alone_when_it_is_asked_whether_it_exists(monkeypatch: pytest.MonkeyPatch) -> None:
+    with subprocess.Popen([sys.executable, "-c", "import time; time.sleep(100)"]) as process:
+        there = replace(HERE, pid=process.pid)
+        with monkeypatch.context() as hidden:
+            hidden.setattr(Path, "read_text", Mock(side_effect=PermissionError))
+
+            assert not is_dead(there, HERE)
+        with pytest.raises(subprocess.TimeoutExpired):
+            process.wait(0.3)  # a signal would have ended it
+        process.kill()
 
 
 @pytest.mark.parametrize("hidden", [FileNotFoundError, PermissionError])  # on macOS, in containers

@@ -10,7 +10,6 @@ import pytest
 from pipelines.labelling.config import Selection
 from pipelines.labelling.model_names import with_recorded_name
 from pipelines.labelling.past_settings import PastSettings
-from pipelines.labelling.run import RunRequest
 from pipelines.labelling.run_summaries import summarise_runs
 from pipelines.labelling.verify import verify_table
 from pipelines.models import ModelInfo
@@ -57,7 +56,7 @@ def any_model(world: World, store: WriterStore) -> None:
 
 def known_settings(world: World, store: WriterStore) -> None:
     past = PastSettings(store, "detr@1", threads=1)
-    assert past.guess_precision(RunRequest("detr@1", "", {"threshold": 0.5}, 1, {})) == "fp32"
+    assert past.guess_precision({"threshold": 0.5}) == "fp32"
 
 
 def summaries(world: World, store: WriterStore) -> None:

@@ -43,6 +43,7 @@ from pipelines.lake.lake_object import NOT_MODIFIED, LakeObject, Listed, Skipped
 from pipelines.lake.listing import Listing, list_objects
 from pipelines.store import Store, StoreDown, open_store
 from pipelines.table.schema import NO_COLUMNS, Detected, Origin, Row, encode, rows_to_table
+from tests.conftest import S3Server
 from tests.memory_store import memory_store
 from tests.pipelines.labelling.runs import start_run
 
@@ -619,6 +620,23 @@ def test_a_summary_counts_labelled_images_and_names_the_unfinished_run(tmp_path:
     assert (summary("detr@2").images, summary("detr@2").labelled) == (5, 0)
     any_rows = PlanConfig((str(lake),), table.uri, shard_images=2, skip_labelled="any")
     assert summarise_plan(any_rows, model="detr@2").images == 3
+
+
+def test_a_summary_reads_images_and_table_with_their_own_options(moto: S3Server) -> None:
+    images, table = moto.bucket(), moto.bucket()
+    lake = open_store(images, moto.options())
+    for name in ("a.jpg", "b.jpg"):
+        lake.put(name, b"12345")
+    start_run(
+        open_store(table, moto.options()),
+        RunRequest("detr@1", "1", {}, 2, {}, "night"),
+        now=datetime(2026, 11, 22, tzinfo=UTC),
+        tail="",
+    )
+
+    summary = summarise_plan(PlanConfig((images,), table, image_options=moto.options()))
+
+    assert (summary.images, summary.unfinished_run) == (2, "night")
 
 
 def test_a_summary_is_of_what_the_run_would_be_given(tmp_path: Path) -> None:

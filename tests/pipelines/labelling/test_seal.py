@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -331,6 +332,30 @@ def test_a_plan_of_a_later_release_is_refused_before_anything_is_sealed() -> Non
     with pytest.raises(RayDetrError, match="version 9"):
         seal_run(table, old, now=NOW)
     assert not is_seal_begun(table, old.run_id)
+
+
+def test_the_record_of_a_begun_seal_says_when_it_began() -> None:
+    table = memory_store()
+    run, _ = start(table, "0001")
+
+    seal_run(table, run, now=NOW)
+
+    assert json.loads(table.get(f"_runs/{run.run_id}/sealing.json").data) == {"sealed_at": "2026-11-22T00:00:00+00:00"}
+
+
+def test_a_file_beyond_the_end_of_a_plan_is_sealed_behind() -> None:
+    table = memory_store()
+    run, _ = start(table, "0001")
+    assert len(list(plan(table, run))) == 4  # the plan ends with number 4
+    write_sealed_file(table, run, 6, NO_COLUMNS)
+
+    seal_run(table, run, now=NOW)
+
+    assert [entry.key for entry in table.list(f"_runs/{run.run_id}/plan/")][-2:] == [
+        f"_runs/{run.run_id}/plan/00007.plan",
+        f"_runs/{run.run_id}/plan/complete.json",
+    ]
+    assert len(list(table.list("data/"))) == 7
 
 
 def test_a_run_that_finished_in_the_same_moment_is_finished() -> None:
