@@ -193,6 +193,21 @@ def test_a_run_ends_with_what_it_planned_and_did() -> None:
     assert uris(world) == sorted(world.lake)
 
 
+def test_the_totals_of_a_run_include_its_earlier_attempts() -> None:
+    world = lake(13)
+    with pytest.raises(RayDetrError):
+        Start(world, dies=True).run()
+
+    finished = Start(world).run()
+
+    assert finished.run is not None
+    end = read_end(world.objects, finished.run.run_id)
+    assert end is not None
+    totals = end.totals["all_attempts"]
+    assert isinstance(totals, dict)
+    assert (totals["attempts"], totals["images"]) == (2, 13)
+
+
 def test_progress_adds_up_and_says_what_is_going_on() -> None:
     world = lake(13)
     start = Start(world)

@@ -6,6 +6,7 @@ import fcntl
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -172,6 +173,21 @@ def test_a_process_that_proc_hides_is_alive_if_it_exists(
     assert is_dead(HERE, HERE) is not is_there
 
 
+def test_a_process_is_known_by_its_boot_its_namespace_and_its_start() -> None:
+    fields = Path(f"/proc/{os.getpid()}/stat").read_text().rpartition(")")[2].split()
+
+    assert (
+        Process(
+            host=socket.gethostname(),
+            boot=Path("/proc/sys/kernel/random/boot_id").read_text().strip(),
+            namespace=f"pid:[{Path('/proc/self/ns/pid').stat().st_ino}]",
+            pid=os.getpid(),
+            started=fields[19],  # proc(5): the 22nd field of all
+        )
+        == HERE
+    )
+
+
 def test_a_process_is_left_alone_when_it_is_asked_whether_it_exists(monkeypatch: pytest.MonkeyPatch) -> None:
     with subprocess.Popen([sys.executable, "-c", "import time; time.sleep(100)"]) as process:
         there = replace(HERE, pid=process.pid)
@@ -196,7 +212,7 @@ def test_without_proc_only_the_heartbeat_tells_that_a_holder_is_dead(
     table = memory_store()
     lease = acquire(table, elsewhere, token="a", now=NOW)
 
-    assert (here.boot, here.namespace, here.pid) == ("", "", os.getpid())
+    assert (here.boot, here.namespace, here.pid, here.started) == ("", "", os.getpid(), "unknown")
     assert not is_dead(elsewhere, here)
     assert current_holder(table, here, later(LEASE_SECONDS)) == lease.holder
     with pytest.raises(LeaseHeld, match=r"its lease is taken over after 600 s\.$"):
@@ -275,6 +291,24 @@ def test_a_store_that_answers_late_is_still_waited_for() -> None:
 
     assert module._wait_for(take, 5, said.append, clock) == "taken"
     assert (said, clock.seconds) == (["waiting: a is writing"], 25)
+
+
+def test_without_time_to_wait_nothing_is_waited_for() -> None:
+    take = Mock(side_effect=LeaseHeld("a is writing"))
+
+    with pytest.raises(LeaseHeld, match="a is writing"):
+        module._wait_for(take, 0, Mock(side_effect=AssertionError), Clock())
+    assert take.call_count == 1
+
+
+def test_the_thread_of_heartbeats_has_a_name_and_does_not_keep_its_process_alive() -> None:
+    def beating() -> list[threading.Thread]:
+        return [thread for thread in threading.enumerate() if thread.name == "lease"]
+
+    with held(memory_store()):
+        (thread,) = beating()
+        assert thread.daemon
+    assert beating() == []
 
 
 def check_until(check: Callable[[], None], *, seconds: float) -> None:
@@ -377,7 +411,7 @@ def test_a_heart_that_stops_for_an_unforeseen_reason_is_a_lost_lease(monkeypatch
     with holding(table, can_swap=True, token="a", wait_seconds=0, say=lambda _: None) as check_lease:
         monkeypatch.setattr(module, "renew", None)
         wait_until(lambda: bool(seen))
-        with pytest.raises(RayDetrError, match="its heartbeat has stopped"):
+        with pytest.raises(RayDetrError, match=r"lost its lease: its heartbeat has stopped; the log says why\. Run"):
             check_lease()
     assert isinstance(seen[0], TypeError)
 
@@ -461,6 +495,39 @@ def test_a_start_that_wrote_nothing_leaves_no_table(store: Store) -> None:
     with held(store):
         pass
     assert LEASE_KEY in {entry.key for entry in store.list()}
+
+
+def test_a_lease_that_was_there_before_is_left_though_nothing_else_is() -> None:
+    table = memory_store()
+    release(table, acquire(table, ELSEWHERE, token="a", now=NOW), now=later(1))
+
+    with held(table):
+        pass
+
+    assert json.loads(table.get(LEASE_KEY).data)["is_released"] is True
+
+
+@pytest.mark.parametrize(("silent_seconds", "is_deleted"), [(1, True), (LEASE_SECONDS / 2, True), (301, False)])
+def test_a_lease_is_deleted_only_while_it_is_certainly_held(silent_seconds: float, *, is_deleted: bool) -> None:
+    class Watched(MemoryStore):
+        def delete(self, key: str) -> None:
+            deleted.append(key)
+            super().delete(key)
+
+    table, clock, deleted = Watched("memory://table"), Clock(), list[str]()
+    with holding(table, can_swap=True, token="a", wait_seconds=0, say=lambda _: None, clock=clock):
+        clock.seconds += silent_seconds
+
+    assert deleted == [LEASE_KEY] * is_deleted
+    assert list(table.list()) == [] if is_deleted else json.loads(table.get(LEASE_KEY).data)["is_released"]
+
+
+def test_a_lease_is_not_deleted_where_other_objects_cannot_be_listed(monkeypatch: pytest.MonkeyPatch) -> None:
+    table = memory_store()
+    with held(table):
+        monkeypatch.setattr(table, "list", Mock(side_effect=StoreDown("no answer")))
+
+    assert json.loads(table.get(LEASE_KEY).data)["is_released"] is True
 
 
 def test_a_lease_of_somebody_else_is_not_deleted(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Generator, Iterator, Sequence
 from datetime import UTC, datetime
 
@@ -14,7 +15,7 @@ from pipelines.labelling.plan import write_plan
 from pipelines.labelling.publish import commit_part, read_done, remove_parts, verify_run
 from pipelines.labelling.run import Run
 from pipelines.labelling.seal import seal_run
-from pipelines.labelling.segments import ShardsLost, label_segments, publishing
+from pipelines.labelling.segments import ShardsLost, _Losses, label_segments, publishing
 from pipelines.lake.lake_object import LakeObject
 from pipelines.lake.listing import Listing
 from pipelines.store import Blob, Denied, NotFound, Store
@@ -265,6 +266,24 @@ def test_a_failure_of_the_first_shards_stops_the_run_after_them() -> None:
         label(table, segments, pool)
 
     assert tried == [69, 68, 67, 66, 65, 64, 63, 62]
+
+
+@pytest.mark.parametrize("reason", ["no space is left!", "which device?", "NaN.", "NaN"])
+def test_a_reason_becomes_one_sentence(reason: str) -> None:
+    pool = Pool(table := memory_store(), lambda shard, turn: Lost(reason, shard))
+
+    end = "" if reason[-1] in ".!?" else "."
+    with pytest.raises(RayDetrError, match=re.escape(f"{reason}{end} 8 shards were lost in this way")):
+        label(table, planned(table), pool)
+
+
+def test_as_many_losses_as_shards_that_an_earlier_start_committed_stop_no_run() -> None:
+    losses = _Losses(has_labelled=False, committed=20)
+    for shard in range(20):
+        losses.add(Lost("NaN", shard))
+
+    with pytest.raises(RayDetrError, match="21 shards were lost in this way"):
+        losses.add(Lost("NaN", 20))
 
 
 @pytest.mark.parametrize("has_labelled", [False, True])

@@ -351,6 +351,28 @@ def test_second_rows_are_those_that_a_set_has_already(
         )
 
 
+@pytest.mark.parametrize(
+    ("etag", "settings", "version", "labeller"),
+    [
+        ("e1", None, "a.jpg (etag e1)", "detr@1"),
+        (None, None, "a.jpg (no etag)", "detr@1"),
+        (None, "{}", "a.jpg (no etag)", "detr@1 with the settings {}"),
+    ],
+)
+def test_a_second_row_is_named_with_its_version_and_settings(
+    etag: str | None, settings: str | None, version: str, labeller: str
+) -> None:
+    table = memory_store()
+    rows = rows_to_table([Row("a.jpg", etag, detections=FOUND)], origin=Origin("detr@1", 0.5, "run", 0, NOW, settings))
+    for name in ("0", "1"):
+        table.put(f"data/run/{name}.parquet", encode(rows))
+
+    assert list(find_duplicate_rows(table, list(table.list()))) == [
+        f"memory://store/data/run/1.parquet has a duplicate row for images that {labeller} has labelled already, such "
+        f"as {version}, which is in memory://store/data/run/0.parquet."
+    ]
+
+
 @pytest.mark.parametrize("key", ["data/export.parquet", "data/night-9-00000.parquet", "data/night-1/0.parquet",
                                  "data/night-1/more/00000.parquet", "data/night-2/notes.txt"])  # fmt: skip
 def test_a_file_of_no_run_is_named(key: str) -> None:
