@@ -21,6 +21,8 @@ SCHEDULERS_DIR ?= /tmp/ray-detr-schedulers
 AIRFLOW := "apache-airflow==3.3.2" "apache-airflow-providers-standard==1.21.0"
 DAGSTER := "dagster==1.13.29"
 
+export PYTHONDONTWRITEBYTECODE = # where it is set, each of the tests' many processes would compile all sources again
+
 .DEFAULT_GOAL := help
 .PHONY: help demo test lint check audit fix simulate mutate bench docs test-gpu test-browser test-readers test-schedulers test-metrics test-long test-faults test-faults-s3 test-s3 lock clean
 

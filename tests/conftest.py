@@ -124,11 +124,10 @@ def local_ray() -> Iterator[str]:
         patched.setenv("RAY_AUTH_MODE", "disabled")
         patched.setenv("RAY_USAGE_STATS_ENABLED", "0")
         patched.setenv("RAY_worker_niceness", "0")  # as the package's own local Ray: other jobs may keep the cores busy
-        # for the drivers that tests start: they find this Ray only if they, too, take loopback for their address
+        # for the drivers that tests start: they find this Ray only if they, too, take loopback for their address, see
+        # pipelines.local_ray.on_loopback
         patched.setenv("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
         patched.setenv("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # as Ray will do by itself; else it warns
-        # commands that tests start reach it only with this: see pipelines.local_ray.on_loopback
-        patched.setenv("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
         import ray  # here: seconds that most tests need not wait for
         import ray.data
 

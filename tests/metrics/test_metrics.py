@@ -131,6 +131,7 @@ def wait_for(what: Callable[[], bool], seconds: float = 120) -> bool:
 
 @pytest.mark.ray
 @pytest.mark.slow
+@pytest.mark.long
 def test_every_name_is_scraped_from_a_live_run_and_three_alerts_fire(
     local_ray: str, promtool: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
