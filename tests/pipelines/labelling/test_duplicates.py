@@ -204,8 +204,11 @@ def test_a_damaged_file_is_named(table: Counted, place: str) -> None:
 @pytest.mark.parametrize(
     ("column", "sentence"),
     [
-        (None, r"x\.parquet has no column uri: it does not belong to a detection table"),
-        (pa.array([b"b"], pa.binary()), r"x\.parquet is damaged: its column uri is not text"),
+        (None, r"memory://table/data/before/x\.parquet has no column uri: it does not belong to a detection table"),
+        (
+            pa.array([b"b"], pa.binary()),
+            r"memory://table/data/before/x\.parquet is damaged: its column uri is not text",
+        ),
     ],
 )
 def test_a_file_that_does_not_name_its_images_by_text_is_refused(column: pa.Array | None, sentence: str) -> None:
