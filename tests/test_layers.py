@@ -184,3 +184,11 @@ def test_only_commands_end_the_process_or_print(path: Path) -> None:
 )
 def test_imports_are_found_wherever_they_are(source: str, names: set[str]) -> None:
     assert imported(source) == names
+
+
+def test_tests_lie_in_the_folders_of_the_packages_that_they_test() -> None:
+    packages = {path.parent for path in FILES}
+    tests = [path.relative_to(ROOT / "tests") for path in (ROOT / "tests").rglob("test_*.py")]
+    folders = {path.parent for path in tests if path.parts[0] in ("detr", "pipelines", "jobs")}
+
+    assert folders - packages == set()

@@ -1,4 +1,4 @@
-"""What `label` does before a run is begun; runs themselves are in tests/pipelines/ray."""
+"""What `label` does before a run is begun; runs themselves are in test_label_through_ray.py."""
 
 from __future__ import annotations
 
