@@ -108,7 +108,7 @@ def _labelled_before(
                 is_same = pc.fill_null(pc.equal(recorded.of_rows(rows), settings), fill_value=True)
                 rows = rows.filter(is_same)
             rows = rows.filter(pc.is_in(rows["uri"], value_set=pa.array(uris)))
-            return set(zip(rows["uri"].to_pylist(), rows["etag"].to_pylist(), strict=True)) & set(wanted)
+            return {(row["uri"], row["etag"]) for row in rows.select(["uri", "etag"]).to_pylist()} & set(wanted)
 
     entries = [
         entry

@@ -229,12 +229,9 @@ def _as_listed(begun: pa.Schema, listed: pa.Schema) -> pa.Schema:
     if begun.names != listed.names:
         return begun
 
-    def as_listed(old: pa.Field, new: pa.Field) -> pa.Field:
-        if pa.types.is_null(old.type):
-            return new
-        return old.with_type(plain_type(old.type))
-
-    return pa.schema([as_listed(old, new) for old, new in zip(begun, listed, strict=True)])
+    return pa.schema(
+        [listed.field(old.name) if pa.types.is_null(old.type) else old.with_type(plain_type(old.type)) for old in begun]
+    )
 
 
 def _fits(segment: Segment, kept_schema: pa.Schema) -> bool:

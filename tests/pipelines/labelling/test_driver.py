@@ -764,6 +764,28 @@ def test_a_run_that_published_something_is_not_sealed_for_other_settings() -> No
     assert find_unfinished(world.objects) == run
 
 
+def test_a_run_is_not_sealed_for_one_in_another_precision_that_is_refused() -> None:
+    world = lake(2)
+    Start(world, precision="fp16").run()
+    world.lake["s3://lake/new.jpg"] = "v0"
+    with pytest.raises(RayDetrError, match="the power went"):
+        Start(world, precision="fp16", dies=True).run()
+    run = find_unfinished(world.objects)
+    assert run is not None
+
+    with pytest.raises(UsageError, match=r"\(precision fp16, now fp32\)"):
+        Start(world, precision="fp32").run(new_run=True)
+    assert find_unfinished(world.objects) == run
+    for start in (
+        Start(world, precision="fp32", configuration={"precision": "fp16"}),  # as the rows
+        Start(world, precision="fp32", relabel=True),
+    ):
+        world.lake[f"s3://lake/{start.relabel}.jpg"] = "v0"
+        assert start.run(new_run=True).run is not None
+        if not start.relabel:
+            assert start.did[0] == "try the model"  # the cluster was not asked for a precision before the seal
+
+
 def test_auto_is_the_tables_precision_where_there_is_nothing_to_do() -> None:
     world = lake(2)
     Start(world, precision="fp16").run()

@@ -175,18 +175,25 @@ def test_a_process_that_proc_hides_is_alive_if_it_exists(
     kill.assert_called_once_with(HERE.pid, 0)  # which does nothing to the process
 
 
+def test_a_process_may_have_any_name(tmp_path: Path) -> None:
+    program = tmp_path / "a) Z 1 ("
+    program.symlink_to(sys.executable)
+    with subprocess.Popen([program, "-c", "input()"], stdin=subprocess.PIPE) as process:
+        fields = Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()
+
+        assert writer_process._started(process.pid) == fields[19]
+        process.kill()
+
+
 def test_a_process_is_known_by_its_boot_its_namespace_and_its_start() -> None:
     fields = Path(f"/proc/{os.getpid()}/stat").read_text().rpartition(")")[2].split()
 
-    assert (
-        Process(
-            host=socket.gethostname(),
-            boot=Path("/proc/sys/kernel/random/boot_id").read_text().strip(),
-            namespace=f"pid:[{Path('/proc/self/ns/pid').stat().st_ino}]",
-            pid=os.getpid(),
-            started=fields[19],  # proc(5): the 22nd field of all
-        )
-        == HERE
+    assert this_process() == Process(
+        host=socket.gethostname(),
+        boot=Path("/proc/sys/kernel/random/boot_id").read_text().strip(),
+        namespace=f"pid:[{Path('/proc/self/ns/pid').stat().st_ino}]",
+        pid=os.getpid(),
+        started=fields[19],  # proc(5): the 22nd field of all
     )
 
 
