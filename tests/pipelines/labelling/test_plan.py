@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import tarfile
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -41,6 +42,7 @@ from pipelines.labelling.plan import PlanSummary, cut_segments, summarise_plan, 
 from pipelines.labelling.run import RunRequest
 from pipelines.lake.lake_object import NOT_MODIFIED, LakeObject, Listed, Skipped
 from pipelines.lake.listing import Listing, list_objects
+from pipelines.lake.member_files import MemberIndexes
 from pipelines.store import Store, StoreDown, open_store
 from pipelines.table.schema import NO_COLUMNS, Detected, Origin, Row, encode, rows_to_table
 from tests.conftest import S3Server
@@ -637,6 +639,20 @@ def test_a_summary_reads_images_and_table_with_their_own_options(moto: S3Server)
     summary = summarise_plan(PlanConfig((images,), table, image_options=moto.options()))
 
     assert (summary.images, summary.unfinished_run) == (2, "night")
+
+
+def test_a_summary_takes_the_members_of_an_archive_from_their_index_in_the_table(tmp_path: Path) -> None:
+    archive, table = tmp_path / "a.tar", open_store(str(tmp_path / "table"))
+    (tmp_path / "1.jpg").write_bytes(b"12345")
+    with tarfile.open(archive, "w") as file:
+        for name in ("1.jpg", "2.jpg"):
+            file.add(tmp_path / "1.jpg", name)
+    assert len(list(list_objects([str(archive)], indexes=MemberIndexes(table, keep=True)))) == 2
+    written = archive.stat()
+    archive.write_bytes(bytes(written.st_size))  # which has no members: whoever reads it finds none
+    os.utime(archive, ns=(written.st_atime_ns, written.st_mtime_ns))
+
+    assert summarise_plan(PlanConfig((str(archive),), table.uri)).images == 2
 
 
 def test_a_summary_is_of_what_the_run_would_be_given(tmp_path: Path) -> None:
