@@ -98,6 +98,7 @@ def run_measured(
     """Run a command to its end and return what it and its descendants used.
 
     Descendants that outlive the command are killed after ten seconds, so that they do not affect the next measurement.
+    An exception, such as that of Ctrl-C, kills all of them.
 
     Args:
         command: program and arguments.
@@ -112,25 +113,31 @@ def run_measured(
         process = subprocess.Popen(  # noqa: S603 - the commands are ours
             command, env=dict(environment), cwd=folder, stdin=subprocess.DEVNULL, stdout=stream, stderr=stream
         )
-    tree, timed_out, samples = ProcessTree(process.pid), False, 0
-    waited, code, usage = os.wait4(process.pid, os.WNOHANG)
-    while not waited:
-        sampling = time.thread_time()
-        tree.sample(with_memory=samples % MEMORY_EVERY == 0)
-        samples += 1
-        elapsed = time.monotonic() - began
-        if watch is not None:
-            watch(elapsed)
-        if elapsed > timeout_s and not timed_out:
-            timed_out = True
-            _kill(tree)
-        time.sleep(min(max(SAMPLE_SECONDS, (time.thread_time() - sampling) / SAMPLING_SHARE), LONGEST_PAUSE))
+    tree, timed_out, samples, has_ended = ProcessTree(process.pid), False, 0, False
+    try:
         waited, code, usage = os.wait4(process.pid, os.WNOHANG)
-    exit_code = os.waitstatus_to_exitcode(code)
-    process.returncode = exit_code  # otherwise Popen would wait for a process id that may be reused
-    wall_s = time.monotonic() - began
-    tree.root = 0  # its id may be another process's from now on
-    _wait_for_rest(tree)
+        while not waited:
+            sampling = time.thread_time()
+            tree.sample(with_memory=samples % MEMORY_EVERY == 0)
+            samples += 1
+            elapsed = time.monotonic() - began
+            if watch is not None:
+                watch(elapsed)
+            if elapsed > timeout_s and not timed_out:
+                timed_out = True
+                _kill(tree)
+            time.sleep(min(max(SAMPLE_SECONDS, (time.thread_time() - sampling) / SAMPLING_SHARE), LONGEST_PAUSE))
+            waited, code, usage = os.wait4(process.pid, os.WNOHANG)
+        exit_code = os.waitstatus_to_exitcode(code)
+        process.returncode = exit_code  # otherwise Popen would wait for a process id that may be reused
+        wall_s = time.monotonic() - began
+        tree.root = 0  # its id may be another process's from now on
+        _wait_for_rest(tree)
+        has_ended = True
+    finally:
+        if not has_ended:  # Ctrl-C, or an error of `watch`
+            _kill(tree)
+            process.wait()
     return TreeUse(
         exit_code=exit_code,
         timed_out=timed_out,

@@ -5,6 +5,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+
 from pipelines.benchmarks.process_tree import MEMORY_EVERY, TreeUse, run_measured
 
 COMMON = """
@@ -115,6 +117,24 @@ child.wait()
     assert use.exit_code == -9
     assert use.wall_s < 30
     assert has_ended(int((tmp_path / "output.txt").read_text()))
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, OSError])
+def test_an_interrupted_measurement_leaves_no_process(tmp_path: Path, error: type[BaseException]) -> None:
+    code = """
+import subprocess, sys
+child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(300)"])
+print(os.getpid(), child.pid, flush=True)
+child.wait()
+"""
+
+    def interrupt(_: float) -> None:
+        if "\n" in (tmp_path / "output.txt").read_text():
+            raise error
+
+    with pytest.raises(error):
+        run(tmp_path, code, watch=interrupt)
+    assert all(has_ended(int(pid)) for pid in (tmp_path / "output.txt").read_text().split())
 
 
 def test_a_process_that_is_started_while_the_others_are_killed_is_killed_too(tmp_path: Path) -> None:
