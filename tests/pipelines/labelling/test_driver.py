@@ -17,14 +17,15 @@ from pipelines.errors import CapReached, RayDetrError, UsageError
 from pipelines.labelling.config import Selection
 from pipelines.labelling.driver import RunResult, run_labelling
 from pipelines.labelling.job import Environment, LabellingJob, Workforce
-from pipelines.labelling.manifest import PlannedSegment, read_manifest
-from pipelines.labelling.outcome import Failed, Lost, Outcome, ShardReport
+from pipelines.labelling.manifest import Counts, PlannedSegment, read_manifest
+from pipelines.labelling.outcome import Failed, Lost, Outcome, ShardReport, Work
 from pipelines.labelling.publish import part_key
 from pipelines.labelling.run import Run, RunRequest, find_unfinished, latest_run, read_end
+from pipelines.labelling.segments import ShardsLost
 from pipelines.lake.lake_object import LakeObject
 from pipelines.lake.listing import Listing
 from pipelines.store import StoreDown
-from pipelines.table.schema import NO_COLUMNS
+from pipelines.table.schema import NO_COLUMNS, Totals
 from pipelines.watchdog import Watchdog
 from tests.memory_store import MemoryStore
 from tests.simulation.world import Inline, LazyPlan, World, Writer, small_segments
@@ -78,6 +79,7 @@ class Start:
     relabel: bool = False
     meter: Meter = field(default_factory=Meter)
     modified_since: float | None = None
+    on_shard: Callable[[str, ShardReport], None] = lambda _run_id, _report: None
     did: list[str] = field(default_factory=list)
     writer: Writer = field(init=False)
 
@@ -104,6 +106,7 @@ class Start:
                 meter=self.meter,
                 watchdog=self.watchdog,
                 show=self.shown.append,
+                on_shard=self.on_shard,
             ),
         )
 
@@ -267,6 +270,111 @@ def test_a_run_that_is_resumed_on_another_night_keeps_its_own_time() -> None:
         Start(world, dies=True).run()  # of the whole lake
     with pytest.raises(UsageError, match=r"modified since none, now 1970-01-01T00:00:01\+00:00"):
         Start(world, modified_since=1).run()
+
+
+def test_the_rest_of_a_plan_has_the_images_since_the_time_of_its_run() -> None:
+    class OldestLast(Start):
+        def listed(self, after: str | None) -> Iterator[LakeObject]:
+            for item in super().listed(after):
+                yield replace(item, modified=30 - (item.modified or 0))
+
+    world = lake(30)
+    with pytest.raises(RayDetrError):
+        OldestLast(world, modified_since=5, dies=True).run()
+
+    finished = OldestLast(world, modified_since=9).run()
+
+    assert (finished.planned.images, finished.planned.skipped) == (26, {"not modified since": 4})
+
+
+def test_the_rest_of_a_plan_has_the_selection_of_the_command() -> None:
+    world, selection = lake(40), Selection(max_images=20)
+    with pytest.raises(RayDetrError):
+        Start(world, selection=selection, dies=True).run()
+
+    assert Start(world, selection=selection).run().planned.images == 20
+
+
+def test_the_rest_of_a_plan_has_the_images_without_rows_of_the_settings_of_its_run() -> None:
+    world = lake(20)
+    Start(world, configuration=LOW).run()
+    with pytest.raises(RayDetrError):
+        Start(world, configuration=HIGH, relabel=True, dies=True).run()
+
+    finished = Start(world, configuration=HIGH, relabel=True).run()
+
+    assert (finished.planned.images, finished.planned.labelled) == (20, 0)
+
+
+def test_a_stopped_attempt_is_recorded_under_its_name() -> None:
+    world = lake(4)
+    with pytest.raises(RayDetrError):
+        Start(world, dies=True).run()
+
+    (key,) = (entry.key for entry in world.objects.list("_runs/") if "/attempts/" in entry.key)
+    assert key.endswith("-0001.json")
+
+
+def test_each_committed_shard_is_reported_with_its_run() -> None:
+    reported: list[tuple[str, int]] = []
+    start = Start(lake(13), on_shard=lambda run_id, report: reported.append((run_id, report.shard)))
+
+    finished = start.run()
+
+    assert finished.run is not None
+    assert reported == [(finished.run.run_id, shard) for shard in range(7)]
+
+
+def test_nothing_to_do_is_a_result_without_a_run() -> None:
+    world = lake(4)
+    Start(world).run()
+
+    assert Start(world).run() == RunResult(None, False, Totals(), Counts(labelled=4), 0, 0, 0, 0.0, Work())
+
+
+def test_losses_of_one_kind_stop_only_a_command_that_has_labelled_nothing() -> None:
+    class TwoWaves(LazyPlan):
+        def waves(self) -> Iterator[list[PlannedSegment]]:
+            first, *rest = self._plan
+            yield [first]  # six shards
+            yield rest
+
+    class Lossy(Start):
+        first_lost = 0
+
+        def label(self, run: Run, shards: Sequence[int], *, isolated: bool) -> Generator[Outcome, None, None]:
+            yield from super().label(run, [shard for shard in shards if shard < self.first_lost], isolated=isolated)
+            yield from (Lost("NaN", shard) for shard in shards if shard >= self.first_lost)
+
+    at_once, later = Lossy(lake(32), plan=TwoWaves), Lossy(lake(32), plan=TwoWaves)
+    later.first_lost = 6
+
+    with pytest.raises(ShardsLost, match=r"was lost 3 times, and so were \d+ others \(NaN\)"):
+        later.run()
+    with pytest.raises(RayDetrError, match=r"^NaN\. 8 shards were lost in this way, and none was labelled\. Run"):
+        at_once.run()
+
+
+def test_shards_that_die_stop_a_run_if_more_images_were_lost_than_are_labelled() -> None:
+    class Dying(Start):
+        first_lost = 0
+
+        def label(self, run: Run, shards: Sequence[int], *, isolated: bool) -> Generator[Outcome, None, None]:
+            yield from super().label(run, [shard for shard in shards if shard < self.first_lost], isolated=isolated)
+
+    with pytest.raises(RayDetrError, match=r"and so were 7 others .* None was labelled\. Run the"):
+        Dying(lake(16)).run()  # eight shards
+    world = lake(32)
+    with pytest.raises(RayDetrError):
+        Start(world, dies=True).run()
+    run = find_unfinished(world.objects)
+    assert run is not None
+    before = Dying(world)
+    before.first_lost = 8
+    with pytest.raises(ShardsLost):
+        before.run()
+    with pytest.raises(ShardsLost, match="and so were 7 others"):  # as many as an earlier command has labelled
+        Dying(world).run()
 
 
 def test_rows_of_earlier_starts_are_shown_as_done() -> None:
