@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -23,7 +22,7 @@ from pipelines.lake.lake_object import LakeObject
 from pipelines.lake.listing import Listing
 from pipelines.store import Store, StoreDown
 from pipelines.table.files import table_file_key
-from pipelines.table.schema import NO_COLUMNS, Detected, Origin, Row, decode, rows_to_table, table_schema
+from pipelines.table.schema import NO_COLUMNS, Detected, Origin, Row, decode, read_metadata, rows_to_table, table_schema
 from tests.memory_store import memory_store
 from tests.pipelines.labelling.runs import start_run
 
@@ -340,7 +339,22 @@ def test_the_record_of_a_begun_seal_says_when_it_began() -> None:
 
     seal_run(table, run, now=NOW)
 
-    assert json.loads(table.get(f"_runs/{run.run_id}/sealing.json").data) == {"sealed_at": "2026-11-22T00:00:00+00:00"}
+    record = b'{\n  "sealed_at": "2026-11-22T00:00:00+00:00"\n}\n'
+    assert table.get(f"_runs/{run.run_id}/sealing.json").data == record
+
+
+def test_a_sealed_file_names_its_run_and_segment() -> None:
+    table = memory_store()
+    run, _ = start(table, "0001")
+    write_sealed_file(table, run, 3, NO_COLUMNS)
+
+    (entry,) = table.list("data/")
+    metadata = read_metadata(pq.ParquetFile(pa.BufferReader(table.get(entry.key).data)))
+    assert {name: metadata[name] for name in ("run_id", "segment", "sealed")} == {
+        "run_id": run.run_id,
+        "segment": "3",
+        "sealed": "true",
+    }
 
 
 def test_a_file_beyond_the_end_of_a_plan_is_sealed_behind() -> None:

@@ -302,6 +302,14 @@ def test_many_losses_do_not_stop_a_run_that_has_labelled_more(*, has_labelled: b
     assert read_done(table, "run-1", "flat").parts >= set(range(60))
 
 
+def test_many_losses_do_not_stop_a_run_after_the_first_shard_that_it_labels() -> None:
+    table = memory_store()
+    pool = Pool(table, lambda shard, turn: Lost("NaN", shard) if shard < 69 else "report")
+
+    with pytest.raises(ShardsLost, match="was lost 3 times, and so were 68 others"):
+        label(table, planned(table), pool)
+
+
 def test_a_system_failure_stops_at_once_and_says_that_the_run_goes_on() -> None:
     table = memory_store()
     segments = planned(table)
