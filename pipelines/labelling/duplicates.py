@@ -64,12 +64,11 @@ def reject_republished_versions(
     changed = rows.filter(pc.and_(is_ok, pc.fill_null(pc.not_equal(rows["etag"], planned_etags), fill_value=False)))
     if not len(changed):
         return rows
-    wanted = set(zip(changed["uri"].to_pylist(), changed["etag"].to_pylist(), strict=True))
+    wanted = set(_versions(changed))
     found = _labelled_before(table, run_id, changed["model"][0].as_py(), settings, wanted, threads)
     if not found:
         return rows
-    pairs = zip(rows["uri"].to_pylist(), rows["etag"].to_pylist(), strict=True)
-    second = pc.and_(pa.chunked_array([[pair in found for pair in pairs]], pa.bool_()), is_ok)
+    second = pc.and_(pa.chunked_array([[version in found for version in _versions(rows)]]), is_ok)
     said = {
         "status": "error",
         "error_kind": KIND,
@@ -108,7 +107,7 @@ def _labelled_before(
                 is_same = pc.fill_null(pc.equal(recorded.of_rows(rows), settings), fill_value=True)
                 rows = rows.filter(is_same)
             rows = rows.filter(pc.is_in(rows["uri"], value_set=pa.array(uris)))
-            return {(row["uri"], row["etag"]) for row in rows.select(["uri", "etag"]).to_pylist()} & set(wanted)
+            return set(_versions(rows)) & set(wanted)
 
     entries = [
         entry
@@ -116,6 +115,11 @@ def _labelled_before(
         if entry.key.endswith(".parquet") and ((found := parse_table_file_key(entry.key)) is None or found[0] != run_id)
     ]
     return frozenset().union(*map_concurrently(in_file, entries, threads=threads))
+
+
+def _versions(rows: pa.Table) -> list[Version]:
+    """Return the address and etag of each row."""
+    return [(row["uri"], row["etag"]) for row in rows.select(["uri", "etag"]).to_pylist()]
 
 
 def _may_hold(file: pq.ParquetFile, group: int, uris: list[str]) -> bool:

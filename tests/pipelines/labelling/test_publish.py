@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 
 import pyarrow as pa
@@ -23,6 +24,7 @@ from pipelines.labelling.publish import (
     read_totals,
     remove_parts,
     verify_run,
+    write_sealed_file,
 )
 from pipelines.labelling.run import Run
 from pipelines.lake.lake_object import LakeObject
@@ -39,6 +41,7 @@ from pipelines.table.schema import (
     encode,
     read_metadata,
     rows_to_table,
+    with_settings,
 )
 from tests.memory_store import memory_store
 
@@ -135,6 +138,15 @@ def test_a_commit_whose_answer_was_lost_has_won(error: Exception) -> None:
     assert commit_part(table, "run-1", 7, ROWS, token="second") is Commit.LOST
 
 
+def test_a_commit_that_meets_other_bytes_with_its_token_has_won() -> None:
+    table = memory_store()
+    commit_part(table, "run-1", 7, ROWS, token="first")
+    part = pq.ParquetFile(pa.BufferReader(table.get(part_key("run-1", 7)).data))
+
+    assert read_metadata(part)["token"] == "first"  # which releases read from each other
+    assert commit_part(table, "run-1", 7, ROWS.slice(0, 1), token="first") is Commit.WON
+
+
 @pytest.mark.parametrize("has_two", [False, True])
 def test_a_part_of_other_columns_is_not_published(*, has_two: bool) -> None:
     table = memory_store()
@@ -153,7 +165,7 @@ def test_a_damaged_part_stops_the_run() -> None:
     table = memory_store()
     table.put(part_key("run-1", 7), b"damaged")
 
-    with pytest.raises(RayDetrError, match=r"_runs/run-1/parts/0000007\.part is damaged"):
+    with pytest.raises(RayDetrError, match=r"memory://store/_runs/run-1/parts/0000007\.part is damaged"):
         commit_part(table, "run-1", 7, ROWS, token="first")
 
 
@@ -205,6 +217,88 @@ def test_publishing_is_not_disturbed_by_another_who_does_the_same_at_the_same_mo
     assert publish_group(Raced(table, StoreDown("")), RUN, segment) == Totals(5, 3, {"truncated": 2})
 
 
+def test_a_damaged_part_is_named_when_its_segment_is_published() -> None:
+    table = memory_store()
+    (segment,) = planned(table)
+    commit_all(table, segment)
+    table.put(part_key("run-1", 1), b"damaged")
+
+    with pytest.raises(RayDetrError, match=r"memory://store/_runs/run-1/parts/0000001\.part is damaged"):
+        publish_group(table, RUN, segment)
+
+
+def test_a_run_that_is_sealed_while_its_segment_is_published_is_not_published() -> None:
+    class Sealed(LosesAnswers):
+        def put(self, key: str, data: bytes, *, create: bool = False, if_match: str | None = None) -> str | None:
+            write_sealed_file(self._inner, RUN, 0, NO_COLUMNS)
+            return self._inner.put(key, data, create=create, if_match=if_match)
+
+    table = memory_store()
+    (segment,) = planned(table)
+    commit_all(table, segment)
+
+    with pytest.raises(RayDetrError, match="run run-1 of memory://store was sealed by another command"):
+        publish_group(Sealed(table, StoreDown("")), RUN, segment)
+
+
+def test_a_damaged_file_in_the_place_of_a_segment_is_named() -> None:
+    class Spoilt(LosesAnswers):
+        spoilt = b""
+
+        def put(self, key: str, data: bytes, *, create: bool = False, if_match: str | None = None) -> str | None:
+            self._inner.put(key, self.spoilt)
+            return self._inner.put(key, data, create=create, if_match=if_match)
+
+    table = memory_store()
+    (segment,) = planned(table)
+    commit_all(table, segment)
+    whole = encode(ROWS)
+    page = bytearray(whole)
+    page[40] ^= 0xFF
+    for data in (b"torn", bytes(page)):
+        store = Spoilt(table, StoreDown(""))
+        store.spoilt = data
+
+        with pytest.raises(RayDetrError, match=r"memory://store/data/run-1-00000\.parquet is damaged"):
+            publish_group(store, RUN, segment)
+        table.delete("data/run-1-00000.parquet")
+
+
+def test_classes_are_written_as_they_were_given() -> None:
+    table = memory_store()
+    (segment,) = planned(table)
+    commit_all(table, segment)
+    publish_group(table, replace(RUN, configuration={"classes": [["Käse", None]]}), segment)
+
+    file = pq.ParquetFile(pa.BufferReader(table.get("data/run-1-00000.parquet").data))
+    assert read_metadata(file)["configuration"] == '{"classes": [["Käse", null]]}'
+
+
+@pytest.mark.parametrize(("threshold", "errors"), [(0.5, {"fetch_failed": 1}), (0.9, {})])
+def test_an_image_that_changed_back_has_no_second_row_with_the_same_settings(
+    threshold: float, errors: dict[str, int]
+) -> None:
+    table = memory_store()
+    earlier = replace(RUN, run_id="run-0", configuration={"threshold": threshold})
+    row = Row("s3://b/000", "before", detections=Detected([1], ("cat",), [0.5], [[0, 0, 1, 1]]))
+    rows = rows_to_table([row], origin=Origin("detr@1", threshold, "run-0", 0, NOW, earlier.settings))
+    table.put(table_file_key("run-0", 0, "flat"), encode(rows))
+    (segment,) = planned(table, 3)
+    listed = [replace(read_shard(table, "run-1", 0)[0], etag="before"), *read_shard(table, "run-1", 0)[1:]]
+    commit_part(table, "run-1", 0, with_settings(rows_of(listed, 0), RUN.settings), token="t")
+    commit_part(table, "run-1", 1, with_settings(rows_of(read_shard(table, "run-1", 1), 1), RUN.settings), token="t")
+
+    assert publish_group(table, RUN, segment).errors == errors
+
+
+def test_files_of_a_run_whose_name_begins_with_that_of_another_are_its_own() -> None:
+    table = memory_store()
+    table.put(table_file_key("night", 1, "flat"), b"")
+    table.put(table_file_key("night-00", 2, "flat"), b"")
+
+    assert read_done(table, "night", "flat").published == {1}
+
+
 def test_a_file_of_equal_rows_by_another_release_is_fine_and_one_of_other_rows_is_not() -> None:
     table = memory_store()
     (segment,) = planned(table)
@@ -224,7 +318,10 @@ def test_a_file_of_equal_rows_by_another_release_is_fine_and_one_of_other_rows_i
 
     assert publish_group(Raced(table, StoreDown("")), RUN, segment).rows == 5
     table.delete("data/run-1-00000.parquet")
-    with pytest.raises(RayDetrError, match="exists with other rows than the parts of its shards"):
+    with pytest.raises(
+        RayDetrError,
+        match=r"memory://store/\S+-00000\.parquet exists with other rows than the parts",
+    ):
         publish_group(RacedByOthers(table, StoreDown("")), RUN, segment)
 
 
@@ -323,7 +420,7 @@ def test_a_published_file_with_another_number_of_rows_is_noticed() -> None:
     (segment,) = planned(table)
     table.put("data/run-1-00000.parquet", encode(ROWS))
 
-    with pytest.raises(RayDetrError, match=r"00000\.parquet has 2 rows for 5 planned images"):
+    with pytest.raises(RayDetrError, match=r"memory://store/data/run-1-00000\.parquet has 2 rows for 5 planned images"):
         verify_run(table, "run-1", "flat", [segment])
 
 
@@ -332,7 +429,7 @@ def test_a_published_file_that_does_not_say_its_totals_is_noticed() -> None:
     (segment,) = planned(table, 2)
     table.put("data/run-1-00000.parquet", encode(ROWS))
 
-    with pytest.raises(RayDetrError, match="its totals cannot be read"):
+    with pytest.raises(RayDetrError, match=r"memory://store/\S+-00000\.parquet is damaged: its totals"):
         read_totals(table, "run-1", "flat", segment)
 
 

@@ -62,6 +62,16 @@ def test_a_new_run_is_recorded(store: Store) -> None:
     assert list(list_runs(store)) == [run]
 
 
+def test_a_record_is_text_that_people_can_read() -> None:
+    table = memory_store()
+    request = RunRequest("detr@3f2a", "3f2a91", {"classes": [["Käse", None]]}, 64, {})
+    start_run(table, request, now=NOW, tail="a1b2")
+
+    text = table.get("_runs/20261122-181503-a1b2/run.json").data.decode()
+    assert text == json.dumps(json.loads(text), indent=2, ensure_ascii=False) + "\n"
+    assert '"Käse"' in text
+
+
 def test_the_same_command_resumes_the_unfinished_run() -> None:
     table = memory_store()
     run, _ = start(table)
@@ -319,6 +329,10 @@ OLD = {**{name: value for name, value in SECOND.items() if name != "precision"},
         (json.dumps({**SECOND, "layout": "flat"}).encode(), "is damaged"),
         (json.dumps({**GOOD, "layout": "deep"}).encode(), "is damaged"),
         (json.dumps({**GOOD, "configuration": {"classes": [5]}}).encode(), "is damaged"),
+        (
+            json.dumps({name: value for name, value in GOOD.items() if name != "record_version"}).encode(),
+            "is a run record of version null, and this release reads version 3",
+        ),
         (
             json.dumps({**GOOD, "record_version": True}).encode(),
             "is a run record of version true, and this release reads version 3",
