@@ -239,6 +239,22 @@ def test_a_listing_out_of_order_is_refused(second: str) -> None:
         list(cut_segments([LakeObject("s3://b/b"), LakeObject(second)], none_labelled, shard_images=3))
 
 
+def test_skipped_names_out_of_order_are_refused_but_may_repeat() -> None:
+    listed = [LakeObject("s3://b/a.jpg"), Skipped("s3://b/c.txt", ".txt"), Skipped("s3://b/c.txt", ".txt")]
+    (segment,) = cut_segments(listed, none_labelled, shard_images=3)
+    assert segment.position.counts.skipped == {".txt": 2}
+
+    with pytest.raises(RayDetrError, match=r"out of order: s3://b/b\.txt came after s3://b/c\.txt"):
+        list(cut_segments([*listed, Skipped("s3://b/b.txt", ".txt")], none_labelled, shard_images=3))
+
+
+def test_every_duplicate_is_counted() -> None:
+    listed: list[Listed] = [Skipped("a", "duplicate"), Skipped("b", "duplicate", count=3), LakeObject("c")]
+    (segment,) = cut_segments(listed, none_labelled, shard_images=3)
+
+    assert (segment.position.counts.duplicates, segment.position.counts.skipped) == (4, {})
+
+
 def test_unknown_sizes_are_counted() -> None:
     (segment,) = cut_segments([LakeObject("a", size=3), LakeObject("b")], none_labelled, shard_images=3)
 

@@ -124,9 +124,11 @@ class Swapping(Overwriting):
         self._script, self._error, self._creates = list(script), error or Changed("it changed"), creates
         self.keys: list[str] = []
         self.conditions: list[str | None] = []
+        self.written: list[bytes] = []
 
     def put(self, key: str, data: bytes, *, create: bool = False, if_match: str | None = None) -> str | None:
         self.keys.append(key)
+        self.written.append(data)
         self.conditions.append(if_match)
         if create:
             etag = self._store.put(key, data, create=True)
@@ -208,6 +210,7 @@ def test_both_conditional_puts_are_sent_with_the_etag_of_the_first_write(*, has_
 
     assert probe(store).swap == "quoted"
     assert store.conditions == [None, None, "1", "1"]
+    assert store.written == [b"1", b"1", b"2", b"3"]
 
 
 def test_a_probe_that_fails_is_deleted() -> None:
