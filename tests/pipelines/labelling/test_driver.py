@@ -174,6 +174,7 @@ def test_a_run_ends_with_what_it_planned_and_did() -> None:
 
     assert (finished.resumed, finished.segments, finished.images_this_start) == (False, 2, 13)
     assert (finished.changed_this_start, finished.labelling_seconds) == (14, 14.0)  # two a shard
+    assert finished.work == Work()  # of a runner that measures nothing
     assert (finished.totals.rows, finished.totals.detections, finished.totals.errors) == (13, 13, {})
     assert (finished.planned.images, finished.planned.shards) == (13, 7)
     assert finished.run == latest_run(world.objects)
@@ -884,14 +885,13 @@ def test_a_run_is_not_sealed_for_one_in_another_precision_that_is_refused() -> N
     with pytest.raises(UsageError, match=r"\(precision fp16, now fp32\)"):
         Start(world, precision="fp32").run(new_run=True)
     assert find_unfinished(world.objects) == run
-    for start in (
-        Start(world, precision="fp32", configuration={"precision": "fp16"}),  # as the rows
-        Start(world, precision="fp32", relabel=True),
-    ):
-        world.lake[f"s3://lake/{start.relabel}.jpg"] = "v0"
-        assert start.run(new_run=True).run is not None
-        if not start.relabel:
-            assert start.did[0] == "try the model"  # the cluster was not asked for a precision before the seal
+    as_the_rows = Start(world, precision="fp32", configuration={"precision": "fp16"})
+    assert as_the_rows.run(new_run=True).run is not None
+    assert as_the_rows.did[0] == "try the model"  # the cluster was not asked for a precision before the seal
+    world.lake["s3://lake/newer.jpg"] = "v0"
+    with pytest.raises(RayDetrError, match="the power went"):
+        Start(world, precision="fp16", dies=True).run()
+    assert Start(world, precision="fp32", relabel=True).run(new_run=True).run is not None
 
 
 def test_auto_is_the_tables_precision_where_there_is_nothing_to_do() -> None:
