@@ -40,7 +40,7 @@ help: ## list the targets
 demo: .venv/.ready ## draw scenes, label them through Ray into a table, query it, measure it: no network, under 2 minutes
 	@$(BIN)/python -m jobs.demo --out $(DEMO)
 
-test: .venv/.ready ## everything that needs no service, no root and no GPU: half an hour to 50 minutes on 2 cores
+test: .venv/.ready ## everything that needs no service, no root and no GPU: a quarter of an hour to half an hour on 2 cores
 	$(PYTEST) $(ON_ALL_CORES) --dist worksteal -m "$(FAST)"
 	$(PYTEST) $(ON_ALL_CORES) $(STOP_HUNG) --dist loadfile -m "(ray or slow or faults) and not s3 and not gpu and not long"
 
@@ -49,7 +49,7 @@ lint: .venv/.ready ## format, lint and strict types
 	$(BIN)/ruff check $(SOURCES)
 	$(BIN)/mypy
 
-check: lint ## lint, and the fast tests: 5 to 8 minutes on 2 cores
+check: lint ## lint, and the fast tests: 4 to 8 minutes on 2 cores
 	$(PYTEST) $(ON_ALL_CORES) --dist worksteal -m "$(FAST)"
 	@$(MAKE) --no-print-directory audit
 
@@ -63,7 +63,7 @@ fix: .venv/.ready ## format, and what the linter can mend safely
 simulate: .venv/.ready ## ten thousand whole runs with crashes, lost answers and several writers, in one process
 	SIMULATION_SEEDS=10000 $(PYTEST) tests/simulation
 
-mutate: .venv/.ready ## whether tests notice two thousand small faults in plan, commit, publish, run and lease code: an hour and more
+mutate: .venv/.ready ## whether tests notice three thousand small faults in plan, commit, publish, run and lease code: an hour and more
 	$(BIN)/mutmut run
 	$(BIN)/mutmut results
 
