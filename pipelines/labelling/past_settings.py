@@ -7,7 +7,13 @@ from collections.abc import Iterator, Mapping
 from pipelines.errors import SettingsMismatch
 from pipelines.labelling.publish import THREADS
 from pipelines.labelling.run_summaries import settings_of_runs
-from pipelines.labelling.settings import AUTO, precision_of, requested_precision, settings_differences, settings_text
+from pipelines.labelling.settings import (
+    AUTO,
+    precision_of,
+    requested_precision,
+    requested_settings,
+    settings_differences,
+)
 from pipelines.store import Store
 
 
@@ -47,7 +53,7 @@ class PastSettings:
         """
         if self.last is None:
             return None
-        same = (one for one in self if settings_text(configuration, precision_of(one)) == one)
+        same = (one for one in self if requested_settings(configuration, precision_of(one)) == one)
         asked = requested_precision(configuration)
         return precision_of(next(same, self.last)) if asked == AUTO else asked
 
@@ -57,7 +63,7 @@ class PastSettings:
         Raises:
             SettingsMismatch: all rows of the model have other settings, and `relabel` is False.
         """
-        settings = settings_text(configuration, precision)
+        settings = requested_settings(configuration, precision)
         last = self.last
         if last is None or relabel or settings in self:
             return settings

@@ -21,10 +21,9 @@ def settings_text(configuration: Mapping[str, object], precision: str) -> str:
 
     Args:
         configuration: The configuration in the run's record.
-        precision: Precision of the network if the configuration says "auto".
+        precision: Precision of the network, with "auto" resolved.
     """
-    asked = requested_precision(configuration)
-    settings: dict[str, Any] = {"precision": precision if asked == AUTO else asked}
+    settings: dict[str, Any] = {"precision": precision}
     threshold = configuration.get("threshold")
     if threshold is not None:
         settings["threshold"] = _number(threshold)
@@ -41,6 +40,12 @@ def settings_text(configuration: Mapping[str, object], precision: str) -> str:
 def requested_precision(configuration: Mapping[str, object]) -> str:
     """Return the requested precision of the network; "auto" depends on the cluster's devices."""
     return str(configuration.get("precision", AUTO))
+
+
+def requested_settings(configuration: Mapping[str, object], auto: str) -> str:
+    """Return the settings of a run that is requested, if the precision "auto" means `auto`."""
+    asked = requested_precision(configuration)
+    return settings_text(configuration, auto if asked == AUTO else asked)
 
 
 def settings_differences(old: str, new: str) -> list[str]:

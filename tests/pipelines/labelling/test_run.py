@@ -375,6 +375,12 @@ def test_a_record_of_before_precision_was_resolved_is_fp32_unless_another_was_as
     assert run.precision == precision
 
 
+def test_the_settings_of_a_run_have_the_precision_of_its_record() -> None:
+    run = Run("night", 1, "m", "s", {"precision": "fp16", "threshold": 0.5}, 1, {}, NOW, precision="fp32")
+
+    assert run.settings == '{"precision":"fp32","threshold":0.5}'
+
+
 @pytest.mark.parametrize("record", [OLD, SECOND])
 def test_a_record_of_before_settings_told_rows_apart_says_so(record: dict[str, object]) -> None:
     table = memory_store()
