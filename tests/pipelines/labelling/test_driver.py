@@ -14,7 +14,7 @@ import pytest
 
 from pipelines.caps import Meter
 from pipelines.errors import CapReached, RayDetrError, UsageError
-from pipelines.labelling.config import Selection
+from pipelines.labelling.config import Selection, SkipLabelled
 from pipelines.labelling.driver import RunResult, run_labelling
 from pipelines.labelling.job import Environment, LabellingJob, Workforce
 from pipelines.labelling.manifest import Counts, PlannedSegment, read_manifest
@@ -892,6 +892,24 @@ def test_a_run_is_not_sealed_for_one_in_another_precision_that_is_refused() -> N
     with pytest.raises(RayDetrError, match="the power went"):
         Start(world, precision="fp16", dies=True).run()
     assert Start(world, precision="fp32", relabel=True).run(new_run=True).run is not None
+
+
+@pytest.mark.parametrize(("precision", "skips"), [("fp16", "same"), ("fp32", "any")])
+def test_images_are_listed_once_where_settings_do_not_matter(precision: str, skips: SkipLabelled) -> None:
+    class Counting(Start):
+        listings = 0
+
+        def listed(self, after: str | None) -> Iterator[LakeObject]:
+            self.listings += 1
+            return super().listed(after)
+
+    world = lake(2)
+    Start(world, precision="fp16").run()
+    world.lake["s3://lake/new.jpg"] = "v0"
+    start = Counting(world, precision=precision, selection=Selection(skip_labelled=skips))
+
+    assert start.run().planned.images == 1
+    assert start.listings == 1
 
 
 def test_auto_is_the_tables_precision_where_there_is_nothing_to_do() -> None:
