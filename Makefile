@@ -49,7 +49,7 @@ lint: .venv/.ready ## format, lint and strict types
 	$(BIN)/ruff check $(SOURCES)
 	$(BIN)/mypy
 
-check: lint ## lint, and the fast tests: 4 to 8 minutes on 2 cores
+check: lint ## lint, and the fast tests: 5 to 8 minutes on 2 cores
 	$(PYTEST) $(ON_ALL_CORES) --dist worksteal -m "$(FAST)"
 	@$(MAKE) --no-print-directory audit
 

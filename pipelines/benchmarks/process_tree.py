@@ -138,6 +138,8 @@ def run_measured(
         if not has_ended:  # Ctrl-C, or an error of `watch`
             _kill(tree)
             process.wait()
+            tree.root = 0
+            _wait_for_rest(tree)
     return TreeUse(
         exit_code=exit_code,
         timed_out=timed_out,
@@ -164,17 +166,20 @@ def _kill(tree: ProcessTree) -> None:
     """
     deadline = time.monotonic() + STOP_SECONDS  # a process does not stop while it waits for its vfork, or for a disk
     stopping: set[int] = set()
-    while True:
-        all_stopped = all(_is_stopped(pid) for pid in stopping)
-        living = tree.sample(with_memory=False)
-        if (all_stopped and living <= stopping) or time.monotonic() > deadline:
-            break
-        _send(signal.SIGSTOP, living)
-        stopping = living
-        time.sleep(SAMPLE_SECONDS)
-    # children first: the end of a parent may continue its stopped children
-    youngest_first = sorted(tree.cpu, key=lambda process: process[1], reverse=True)
-    _send(signal.SIGKILL, [pid for pid, _ in youngest_first if pid in living])
+    living: set[int] = set()
+    try:
+        while True:
+            all_stopped = all(_is_stopped(pid) for pid in stopping)
+            living = tree.sample(with_memory=False)
+            if (all_stopped and living <= stopping) or time.monotonic() > deadline:
+                break
+            _send(signal.SIGSTOP, living)
+            stopping = living
+            time.sleep(SAMPLE_SECONDS)
+    finally:  # also after a second Ctrl-C: stopped processes would keep their memory
+        # children first: the end of a parent may continue its stopped children
+        youngest_first = sorted(tree.cpu, key=lambda process: process[1], reverse=True)
+        _send(signal.SIGKILL, [pid for pid, _ in youngest_first if pid in living])
 
 
 def _send(number: signal.Signals, processes: Iterable[int]) -> None:

@@ -241,7 +241,7 @@ def _read_parts(table: Store, run: Run, segment: PlannedSegment, threads: int) -
 
 def _plain(table: pa.Table) -> pa.Table:
     """Return the table with dictionaries decoded: only then are columns with different dictionaries comparable."""
-    return table.cast(pa.schema([column.with_type(plain_type(column.type)) for column in table.schema]))
+    return table.cast(pa.schema([(column.name, plain_type(column.type)) for column in table.schema]))
 
 
 def _check_not_sealed(table: Store, run_id: str, file: pq.ParquetFile) -> None:

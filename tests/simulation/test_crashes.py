@@ -13,11 +13,10 @@ from pipelines.store import StoreError
 from tests.pipelines.labelling.runs import begin_as_an_earlier_release
 from tests.simulation.world import Crash, Fault, World, Writer, check_whole, small_segments
 
+FAULTS: tuple[Fault, ...] = ("crash before", "crash after", "answer lost", "refused")
 IMAGES = 20  # one a shard
 MOST_STARTS = 4
 LONG = "SIMULATION_SEEDS" in os.environ  # `make simulate`
-# a crash after a call leaves what a crash before the next one leaves: at every call, one of them is enough
-FAULTS: tuple[Fault, ...] = ("crash before", "answer lost", "refused", *(("crash after",) if LONG else ()))
 
 
 def lake(images: int = IMAGES) -> dict[str, str]:

@@ -413,7 +413,7 @@ def test_a_good_image_that_waits_long_for_a_core_is_waited_for() -> None:
             process.kill()
             process.wait()
         decoder.close()
-    assert seconds > 3  # else the machine was not busy, and nothing is shown
+    assert seconds > 1.5  # else the machine was not busy, and nothing is shown
 
 
 @pytest.mark.parametrize(

@@ -88,7 +88,7 @@ def test_the_second_is_told_who_holds_the_lease_and_how_long_ago_it_was_alive() 
         acquire(table, HERE, token="b", now=later(8))
 
 
-def test_a_folder_has_a_lease_and_another_store_since_the_first_holder(tmp_path: Path) -> None:
+def test_a_lease_is_kept_by_folders_and_by_stores_that_had_a_holder(tmp_path: Path) -> None:
     table = memory_store()
     table.put("_runs/night/run.json", b"{}")
 

@@ -641,7 +641,7 @@ def test_a_summary_counts_labelled_images_and_names_the_unfinished_run(tmp_path:
     assert summarise_plan(any_rows, model="detr@2").images == 3
 
 
-def test_a_summary_reads_images_and_table_with_their_own_options(moto: S3Server) -> None:
+def test_a_summary_reads_images_and_table_with_the_options_of_the_command(moto: S3Server) -> None:
     images, table = moto.bucket(), moto.bucket()
     lake = open_store(images, moto.options())
     for name in ("a.jpg", "b.jpg"):

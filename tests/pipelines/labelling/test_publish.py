@@ -143,7 +143,7 @@ def test_a_commit_that_meets_other_bytes_with_its_token_has_won() -> None:
     commit_part(table, "run-1", 7, ROWS, token="first")
     part = pq.ParquetFile(pa.BufferReader(table.get(part_key("run-1", 7)).data))
 
-    assert read_metadata(part)["token"] == "first"  # which releases read from each other
+    assert read_metadata(part)["token"] == "first"  # by which a part of another release is recognised
     assert commit_part(table, "run-1", 7, ROWS.slice(0, 1), token="first") is Commit.WON
 
 

@@ -357,7 +357,7 @@ def test_a_sealed_file_names_its_run_and_segment() -> None:
     }
 
 
-def test_a_file_beyond_the_end_of_a_plan_is_sealed_behind() -> None:
+def test_a_plan_is_ended_behind_a_table_file_beyond_its_end() -> None:
     table = memory_store()
     run, _ = start(table, "0001")
     assert len(list(plan(table, run))) == 4  # the plan ends with number 4
