@@ -154,4 +154,4 @@ with connected():
         [sys.executable, "-c", script], env={**outside, **said}, capture_output=True, text=True, timeout=120, check=True
     )
 
-    assert int(done.stdout) == niceness
+    assert int(done.stdout) == min(niceness, 19 - os.nice(0))  # a process of `nice make test` cannot be nicer than 19
