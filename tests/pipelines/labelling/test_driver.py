@@ -891,7 +891,7 @@ def test_a_run_is_not_sealed_for_one_in_another_precision_that_is_refused() -> N
     world.lake["s3://lake/newer.jpg"] = "v0"
     with pytest.raises(RayDetrError, match="the power went"):
         Start(world, precision="fp16", dies=True).run()
-    assert Start(world, precision="fp32", relabel=True).run(new_run=True).run is not None
+    assert Start(world, configuration={"threshold": 0.9}, relabel=True).run(new_run=True).run is not None
 
 
 @pytest.mark.parametrize(("precision", "skips"), [("fp16", "same"), ("fp32", "any")])
