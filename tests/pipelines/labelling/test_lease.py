@@ -177,8 +177,8 @@ def test_a_process_that_proc_hides_is_alive_if_it_exists(
 
 def test_a_process_may_have_any_name(tmp_path: Path) -> None:
     program = tmp_path / "a) Z 1 ("
-    program.symlink_to(sys.executable)
-    with subprocess.Popen([program, "-c", "input()"], stdin=subprocess.PIPE) as process:
+    program.symlink_to("/bin/sh")
+    with subprocess.Popen([program, "-c", "read line"], stdin=subprocess.PIPE) as process:
         fields = Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()
 
         assert writer_process._started(process.pid) == fields[19]
