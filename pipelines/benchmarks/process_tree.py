@@ -113,7 +113,7 @@ def run_measured(
         process = subprocess.Popen(  # noqa: S603 - the commands are ours
             command, env=dict(environment), cwd=folder, stdin=subprocess.DEVNULL, stdout=stream, stderr=stream
         )
-    tree, timed_out, samples, has_ended = ProcessTree(process.pid), False, 0, False
+    tree, timed_out, samples = ProcessTree(process.pid), False, 0
     try:
         waited, code, usage = os.wait4(process.pid, os.WNOHANG)
         while not waited:
@@ -133,13 +133,12 @@ def run_measured(
         wall_s = time.monotonic() - began
         tree.root = 0  # its id may be another process's from now on
         _wait_for_rest(tree)
-        has_ended = True
-    finally:
-        if not has_ended:  # Ctrl-C, or an error of `watch`
-            _kill(tree)
-            process.wait()
-            tree.root = 0
-            _wait_for_rest(tree)
+    except BaseException:  # Ctrl-C, or an error of `watch`
+        _kill(tree)
+        process.wait()
+        tree.root = 0
+        _wait_for_rest(tree)
+        raise
     return TreeUse(
         exit_code=exit_code,
         timed_out=timed_out,

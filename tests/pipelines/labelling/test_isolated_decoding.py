@@ -404,7 +404,7 @@ def test_a_good_image_that_waits_long_for_a_core_is_waited_for() -> None:
         decoder.prepare(picture(width=11, height=9))  # starts the child, which would take minutes on the busy core
         busy += [subprocess.Popen([sys.executable, "-S", "-c", "while True: pass"]) for _ in range(10)]
         began = time.monotonic()
-        for number in range(2):
+        for number in range(4):
             assert decoder.prepare(picture(width=1100, height=900, seed=number, kind="PNG")).height == 900
         seconds = time.monotonic() - began
     finally:
@@ -413,7 +413,7 @@ def test_a_good_image_that_waits_long_for_a_core_is_waited_for() -> None:
             process.kill()
             process.wait()
         decoder.close()
-    assert seconds > 1.5  # else the machine was not busy, and nothing is shown
+    assert seconds > 3  # else the machine was not busy, and nothing is shown
 
 
 @pytest.mark.parametrize(

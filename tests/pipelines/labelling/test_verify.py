@@ -557,7 +557,8 @@ def test_memory_is_that_of_one_row_group_however_large_a_file_is(
         whole_run(table, "night-1", names, found=found, shard_images=50)
         assert pq.ParquetFile(tmp_path / f"table-{groups}" / FIRST).num_row_groups == groups
 
-    measured = subprocess.run([sys.executable, "-c", PEAKS, str(tmp_path)], capture_output=True, text=True, check=True)
+    line = [sys.executable, "-c", PEAKS, str(tmp_path)]
+    measured = subprocess.run(line, cwd=Path(__file__).parents[3], capture_output=True, text=True, check=True)
     two, ten = json.loads(measured.stdout)
 
     assert ten - two < two / 2, f"{two:,} and {ten:,} bytes"
