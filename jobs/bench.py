@@ -1,6 +1,6 @@
 """Compare the speed of ray-detr with other libraries, or with another checkout of itself.
 
-ray-detr bench model --peers transformers openvino onnxruntime --shapes 800x1066 --batch 1 4
+ray-detr bench model --peers transformers openvino onnxruntime --parts detect forward --batch 1 4
 ray-detr bench model --model run/checkpoint-500 --shapes 480x640
 ray-detr bench model --model random:all --shapes 480x640 --count 2
 ray-detr bench label --peers pipeline raydata daft --count 4 16

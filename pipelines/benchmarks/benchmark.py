@@ -55,7 +55,7 @@ class Bench:
         config: the configuration.
         folder: working folder, removed at the end.
         on_progress: called with a line for each measurement.
-        missing: sentences about peers that are not installed.
+        missing: sentences about what is requested and not measured.
         reference: the reference of the agreement.
         records: records of the cases so far.
     """
@@ -80,9 +80,13 @@ class Bench:
             return False
         lacking = [package for package in PEERS[peer] if installed(package) is None]
         if lacking:
-            sentence = f"{peer}: {', '.join(lacking)} not installed ({HOW_TO_GET})"
-            self.missing += [] if sentence in self.missing else [sentence]
+            self.leave_out(f"{peer}: {', '.join(lacking)} not installed ({HOW_TO_GET})")
         return not lacking
+
+    def leave_out(self, sentence: str) -> None:
+        """Report once what is requested and not measured, and why."""
+        if sentence not in self.missing:
+            self.missing.append(sentence)
 
     def setup(self, subject: str, settings: Mapping[str, Any], *, name: str = "setup", code: Path = OURS) -> None:
         """Run a subject that prepares something, with the code of a checkout.

@@ -30,6 +30,9 @@ PEERS: Mapping[Peer, tuple[str, ...]] = {
 }
 """Peers by name, with their required packages."""
 
+GRAPH_PEERS: tuple[Peer, ...] = ("openvino", "onnxruntime")
+"""Peers that run an exported graph: the network alone, on the CPU."""
+
 PEERS_OF: Mapping[Mode, tuple[Peer, ...]] = {
     "model": ("transformers", "pipeline", "openvino", "onnxruntime"),
     "label": ("pipeline", "raydata", "daft"),
@@ -149,6 +152,24 @@ class BenchConfig:
         unknown = sorted(set(self.random_sizes) - set(RANDOM_SIZES))
         if unknown:
             raise ValueError(f"--model {self.model}: {unknown[0]!r} is not all or one of {', '.join(RANDOM_SIZES)}")
+        if self.mode == "model":
+            self._check_forward()
+
+    def _check_forward(self) -> None:
+        """Refuse candidates of `model` that would not be measured.
+
+        Raises:
+            ValueError: a graph or a compiled network is requested, but not the part, device or precision to measure it.
+        """
+        graphs = [peer for peer in self.peers if peer in GRAPH_PEERS]
+        if graphs and "forward" not in self.parts:
+            raise ValueError(f"--peers {' '.join(graphs)}: only the network alone is measured. Add --parts forward")
+        if graphs and self.device != "cpu":
+            raise ValueError(f"--peers {' '.join(graphs)}: measured on the CPU only, not with --device {self.device}")
+        if "onnxruntime" in graphs and "fp32" not in self.precisions:
+            raise ValueError("--peers onnxruntime: measured in fp32 only. Add --precision fp32")
+        if self.compiled and "forward" not in self.parts:
+            raise ValueError("--compile: only the network alone is measured compiled. Add --parts forward")
 
     @property
     def images(self) -> tuple[int, ...]:

@@ -15,7 +15,7 @@ from detr.checkpoints.references import absolute_reference, locate
 from detr.families import NATIVE, model_family
 from pipelines.benchmarks.agreement import compare_common, read_found
 from pipelines.benchmarks.benchmark import Bench, Case, SubjectFailed, found_file
-from pipelines.benchmarks.config import NATIVE_SIZES
+from pipelines.benchmarks.config import GRAPH_PEERS, NATIVE_SIZES
 from pipelines.benchmarks.machine import installed
 from pipelines.benchmarks.photographs import photograph_files
 from pipelines.benchmarks.roofline import is_covered
@@ -46,9 +46,11 @@ def model_cases(bench: Bench) -> Iterator[Case]:
     """Yield a case for each shape, batch, precision and part of `model`."""
     config = bench.config
     if config.random_sizes:
+        _check_pipeline_only(bench)
         yield from random_cases(bench)
         return
     if config.model != "random" and other_family(config.model):
+        _check_pipeline_only(bench)
         yield from pipeline_cases(bench, config.model, str(locate(config.model).resolve()))
         return
     write_model(bench)
@@ -75,6 +77,23 @@ def model_cases(bench: Bench) -> Iterator[Case]:
                         agreement=partial(_detections_agree, bench.folder, reference),
                         shape=shape if has_roofline and precision != "fp32" else None,
                     )
+
+
+def _check_pipeline_only(bench: Bench) -> None:
+    """Refuse candidates that are not measured with a model of another family, or of `random:NAME`.
+
+    Raises:
+        SubjectFailed: an option requests one.
+    """
+    config = bench.config
+    graphs = [peer for peer in config.peers if peer in GRAPH_PEERS]
+    requested = {
+        "--against": config.against is not None,
+        "--compile": config.compiled,
+        f"--peers {' '.join(graphs)}": bool(graphs),
+    }
+    for option in (option for option, is_given in requested.items() if is_given):
+        raise SubjectFailed(f"{option}: {config.model} is compared with its `transformers` pipeline only")
 
 
 def _has_roofline(bench: Bench) -> bool:
@@ -240,7 +259,10 @@ def _model_variants(bench: Bench, part: str, settings: Mapping[str, Any]) -> Ite
         return
     if bench.has("openvino"):
         yield Variant("OpenVINO", "peers.openvino_model:forward", settings, installed("openvino") or "")
-    if bench.has("onnxruntime") and settings["precision"] == "fp32":
+    if bench.has("onnxruntime"):
+        if settings["precision"] != "fp32":
+            bench.leave_out(f"onnxruntime in {settings['precision']}: it is measured in fp32 only")
+            return
         yield Variant("ONNX Runtime", "peers.onnxruntime_model:forward", settings, installed("onnxruntime") or "")
 
 

@@ -22,7 +22,7 @@ class Report:
         date: start time, UTC.
         machine: of `machine.machine_facts`.
         records: one for each variant and case.
-        missing: requested peers that are not installed, with instructions.
+        missing: what is requested and not measured, with the reason.
         reference: the reference of the agreement.
         seconds: total wall time.
         price: what `usd_per_million` was computed from; empty without a price.

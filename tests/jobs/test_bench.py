@@ -78,6 +78,16 @@ def without_ray(tmp_path: Path) -> str:
         (["start", "--against", "/nowhere"], "--against /nowhere: not a checkout of ray-detr"),
         (["decode", "--images", "/nowhere"], "--images /nowhere: no such folder"),
         (["label", "--peers", "openvino"], "--peers openvino: label is compared with pipeline, raydata, daft"),
+        (["model", "--peers", "openvino"], "--peers openvino: only the network alone is measured. Add --parts forward"),
+        (
+            ["model", "--peers", "openvino", "--parts", "forward", "--device", "cuda"],
+            "--peers openvino: measured on the CPU only, not with --device cuda",
+        ),
+        (
+            ["model", "--peers", "onnxruntime", "--parts", "forward", "--precision", "bf16"],
+            "--peers onnxruntime: measured in fp32 only. Add --precision fp32",
+        ),
+        (["model", "--compile"], "--compile: only the network alone is measured compiled. Add --parts forward"),
         (["start", "--peers", "transformers"], "--peers transformers: start is compared with no other library"),
         (["label", "--count", "1"], "two sizes, such as --count 4 12"),
         (["model", "--model", "random:yolo"], "--model random:yolo: 'yolo' is not all or one of detr-resnet-50, "),
@@ -105,7 +115,9 @@ def test_a_device_whose_calls_would_not_be_waited_for_is_refused(device: str) ->
 
 def test_a_peer_that_is_not_installed_is_said(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(benchmark, "installed", lambda package: None if package == "openvino" else "1.0")
-    opened = benchmark.Bench(BenchConfig("model", peers=("openvino", "transformers")), tmp_path, print)
+    opened = benchmark.Bench(
+        BenchConfig("model", peers=("openvino", "transformers"), parts=("forward",)), tmp_path, print
+    )
 
     assert not opened.has("openvino")
     assert not opened.has("openvino")

@@ -1,11 +1,12 @@
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from pipelines.benchmarks import library_cases
 from pipelines.benchmarks.agreement import save_found
-from pipelines.benchmarks.benchmark import Bench, Case, found_file
+from pipelines.benchmarks.benchmark import Bench, Case, SubjectFailed, found_file
 from pipelines.benchmarks.config import BenchConfig
 
 
@@ -40,3 +41,38 @@ def test_a_batch_of_fewer_images_than_the_reference_has_agrees_with_its_first(
     save_found(tmp_path / found_file(ours.name), [(np.array([]), [], [])], [(96, 128)])
 
     assert case.agreement(ours, []) == {"matched": 1.0, "back": 1.0, "max px": 0.0, "AP": None, "boxes": 0}
+
+
+@pytest.mark.parametrize(
+    ("options", "option"),
+    [
+        ({"against": Path(__file__).parents[3]}, "--against"),
+        ({"compiled": True, "parts": ("forward",)}, "--compile"),
+        ({"peers": ("openvino",), "parts": ("forward",)}, "--peers openvino"),
+    ],
+)
+def test_a_candidate_that_is_not_measured_beside_a_pipeline_is_refused(
+    options: dict[str, Any], option: str, tmp_path: Path
+) -> None:
+    bench = Bench(BenchConfig("model", model="random:yolos-tiny", **options), tmp_path, print)
+
+    with pytest.raises(SubjectFailed) as raised:
+        list(library_cases.model_cases(bench))
+
+    assert str(raised.value) == f"{option}: random:yolos-tiny is compared with its `transformers` pipeline only"
+
+
+def test_the_precision_in_which_a_peer_is_not_measured_is_reported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipelines.benchmarks.benchmark.installed", lambda _: "1.0")
+    monkeypatch.setattr(library_cases, "write_model", lambda _: None)
+    monkeypatch.setattr(library_cases, "_reference", lambda *_: tmp_path / "reference.npz")
+    config = BenchConfig("model", peers=("onnxruntime",), precisions=("fp32", "bf16"), parts=("forward",))
+    bench = Bench(config, tmp_path, print)
+
+    fp32, bf16 = library_cases.model_cases(bench)
+
+    assert [variant.name for variant in fp32.variants] == ["ours", "ONNX Runtime"]
+    assert [variant.name for variant in bf16.variants] == ["ours"]
+    assert bench.missing == ["onnxruntime in bf16: it is measured in fp32 only"]
