@@ -13,12 +13,12 @@ from detr.classes import Category
 from detr.device import float32_arithmetic, transfer_for
 from detr.families import NATIVE
 from detr.folding import folded
-from detr.fused_cpu import fuse_convolutions
 from detr.image_stream import detect_batch, detect_images
 from detr.images.decoding import resize
 from detr.images.inputs import AnyImage
 from detr.launcher import Launcher, PendingDetections, ReadDetections
 from detr.model import Detr, outside
+from detr.onednn import use_onednn
 from detr.postprocess import Detections, class_thresholds, postprocess, rank, read_detections
 from detr.precision import Precision, auto_precision
 from detr.size_rule import SizeRule
@@ -86,7 +86,7 @@ class Detector:
         self._network = folded(network).to(self.device).to(memory_format=torch.channels_last)
         self._network.cast_weights(_DTYPES[self.precision])
         if self.device.type == "cpu":
-            fuse_convolutions(self._network)  # last, because its effect depends on the dtype of the weights
+            use_onednn(self._network)  # last, because its effect depends on the dtype of the weights
         mean, std = (
             torch.tensor(values).view(3, 1, 1) * 255 for values in (self.config.image_mean, self.config.image_std)
         )

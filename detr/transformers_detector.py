@@ -13,6 +13,7 @@ from detr.image_stream import detect_batch, detect_images
 from detr.images.inputs import AnyImage
 from detr.launcher import Launcher, PendingDetections, ReadDetections
 from detr.model import outside
+from detr.onednn import use_onednn_layers
 from detr.postprocess import Detections, class_thresholds
 from detr.precision import Precision, family_precision
 from detr.size_rule import SizeRule
@@ -73,6 +74,10 @@ class TransformersDetector:
         self._thresholds = class_thresholds(model.categories, threshold, classes=classes, model=self.name)
         self._model = model
         self._network = model.network.to(self.device)
+        self._memory_format = torch.contiguous_format
+        if self.device.type == "cpu" and self.precision not in _HALVES and use_onednn_layers(self._network):
+            self._memory_format = torch.channels_last
+            self._network.to(memory_format=torch.channels_last)
         if self.precision in _HALVES:
             for head in {id(head): head for head in _heads(self._network)}.values():  # layers may share one
                 _compute_in_float32(head, self.device.type)
@@ -156,7 +161,7 @@ class TransformersDetector:
             float32_arithmetic(tf32=self.precision == "tf32"),
             torch.autocast(self.device.type, dtype=half, enabled=half is not None),
         ):
-            output = self._network(pixel_values=pixels, **inputs)
+            output = self._network(pixel_values=pixels.contiguous(memory_format=self._memory_format), **inputs)
         download = self._transfer.download(torch.cat((output.logits, output.pred_boxes), dim=2))
         upright = batch.sizes[:, 2:].clone()
         return lambda: self._read(download.result(), upright)

@@ -100,7 +100,7 @@ def detect(
     network: Detr, pictures: Sequence[Tensor], rounding: Rounding | None = None, *, products: bool = False
 ) -> list[Detections]:
     """Return the detections of each picture alone, at threshold 0."""
-    with patch("detr.detector.fuse_convolutions"):  # fused, the results between convolution, sum and ReLU are not seen
+    with patch("detr.detector.use_onednn"):  # fused, the results between convolution, sum and ReLU are not seen
         detector = Detector(network, device="cpu", precision="fp32", threshold=0.0, batch_size=1)
     if rounding is not None:
         _round_inside(detector._network, rounding, products=products)  # noqa: SLF001

@@ -20,8 +20,8 @@ import torch
 
 from detr.config import VARIANTS
 from detr.folding import folded
-from detr.fused_cpu import fuse_convolutions
 from detr.model import Detr
+from detr.onednn import use_onednn
 from pipelines.process_memory import keep_freed_memory
 
 PRODUCT = 1024  # rows and columns of the matrix product, which is measured 20 times
@@ -65,7 +65,7 @@ def measure(size: tuple[int, int], batches: list[int], rounds: int) -> None:
     """Print one row for each variant."""
     plain = folded(drawn_network()).to(memory_format=torch.channels_last)
     fused = copy.deepcopy(plain)
-    if not fuse_convolutions(fused):
+    if not use_onednn(fused):
         raise SystemExit("the convolutions cannot be fused here")
     square = torch.randn(PRODUCT, PRODUCT)
     variants: dict[tuple[str, int], Callable[[], object]] = {

@@ -87,13 +87,9 @@ def _check_pipeline_only(bench: Bench) -> None:
     """
     config = bench.config
     graphs = [peer for peer in config.peers if peer in GRAPH_PEERS]
-    requested = {
-        "--against": config.against is not None,
-        "--compile": config.compiled,
-        f"--peers {' '.join(graphs)}": bool(graphs),
-    }
-    for option in (option for option, is_given in requested.items() if is_given):
-        raise SubjectFailed(f"{option}: {config.model} is compared with its `transformers` pipeline only")
+    option = f"--peers {' '.join(graphs)}" if graphs else "--compile" if config.compiled else None
+    if option is not None:
+        raise SubjectFailed(f"{option}: {config.model} is compared with `transformers` and --against only")
 
 
 def _has_roofline(bench: Bench) -> bool:
@@ -162,7 +158,7 @@ def pipeline_cases(bench: Bench, name: str, model: str) -> Iterator[Case]:
             yield Case(
                 name=f"{name}, pictures of {shape[0]}x{shape[1]}, batch {batch}, fp32, {config.device}",
                 variants=(
-                    Variant("ours", "family_subjects:detect", settings, note=_note(bench)),
+                    *bench.with_before(Variant("ours", "family_subjects:detect", settings, note=_note(bench))),
                     pipeline,
                     Variant("transformers, network alone", f"{subject}:network", settings, version),
                 ),

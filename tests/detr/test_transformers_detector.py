@@ -14,6 +14,7 @@ import safetensors.torch
 import torch
 import transformers as hf
 from PIL import Image
+from torch.profiler import ProfilerActivity, profile
 
 from detr.checkpoints.model_directory import CheckpointError
 from detr.classes import UnknownClass
@@ -71,6 +72,20 @@ def test_a_family_finds_what_its_own_pipeline_finds_alone_and_in_a_batch(family:
             assert box <= 0.05
     assert len({tuple(one.scores.tolist()) for one in alone}) > 1, "the model does not tell pictures apart"
     assert all(one.scores.tolist() == sorted(one.scores.tolist(), reverse=True) for one in alone)
+
+
+@pytest.mark.parametrize("family", sorted(FAMILIES))
+def test_a_family_computes_linear_layers_and_convolutions_with_onednn_on_a_cpu(
+    family: str, folders: dict[str, Path]
+) -> None:
+    detector = load_detector(folders[family], device="cpu")
+
+    with profile(activities=[ProfilerActivity.CPU], acc_events=True) as recorded:
+        detector(random_images((50, 70)))
+
+    called = {event.name for event in recorded.events()}
+    assert {"mkldnn::_convolution_pointwise", "mkldnn::_linear_pointwise"} <= called
+    assert "aten::_slow_conv2d_forward" not in called
 
 
 def test_pictures_of_one_size_share_a_batch_and_others_do_not(folders: dict[str, Path]) -> None:

@@ -46,7 +46,6 @@ def test_a_batch_of_fewer_images_than_the_reference_has_agrees_with_its_first(
 @pytest.mark.parametrize(
     ("options", "option"),
     [
-        ({"against": Path(__file__).parents[3]}, "--against"),
         ({"compiled": True, "parts": ("forward",)}, "--compile"),
         ({"peers": ("openvino",), "parts": ("forward",)}, "--peers openvino"),
     ],
@@ -59,7 +58,20 @@ def test_a_candidate_that_is_not_measured_beside_a_pipeline_is_refused(
     with pytest.raises(SubjectFailed) as raised:
         list(library_cases.model_cases(bench))
 
-    assert str(raised.value) == f"{option}: random:yolos-tiny is compared with its `transformers` pipeline only"
+    assert str(raised.value) == f"{option}: random:yolos-tiny is compared with `transformers` and --against only"
+
+
+def test_a_model_of_another_family_is_compared_with_another_checkout(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Bench, "setup", lambda *_, **__: None)
+    config = BenchConfig("model", model="random:yolos-tiny", against=Path(__file__).parents[3])
+
+    (case,) = library_cases.model_cases(Bench(config, tmp_path, print))
+
+    assert [variant.name for variant in case.variants] == [
+        *("ours", "before", "transformers, pipeline", "transformers, network alone")
+    ]
 
 
 def test_the_precision_in_which_a_peer_is_not_measured_is_reported(

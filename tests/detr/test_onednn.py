@@ -1,9 +1,9 @@
-"""The fused convolutions give what the plain modules give, and are really used.
+"""oneDNN's convolutions and linear layers give what the plain modules give, and are really used.
 
 They call private operators of PyTorch. If `test_pytorch_has_the_private_operators_with_this_signature` fails after an
-update of PyTorch: compare the new signature with the calls in `detr/fused_cpu.py` (PyTorch's own caller is
+update of PyTorch: compare the new signature with the calls in `detr/onednn.py` (PyTorch's own caller is
 `torch/_inductor/fx_passes/mkldnn_fusion.py`), adapt them there, and write the new signature into the test. Where an
-operator is gone, `fuse_convolutions` leaves the network as it is: results stay right, only slower.
+operator is gone, `use_onednn` leaves the network as it is: results stay right, only slower.
 """
 
 import copy
@@ -15,15 +15,24 @@ import torch
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
-from detr import fused_cpu
+from detr import onednn
 from detr.backbone import BasicBlock, Bottleneck, FrozenBatchNorm
 from detr.classes import Category
 from detr.config import BackboneConfig, DetrConfig
 from detr.detector import Detector
 from detr.folding import folded
-from detr.fused_cpu import FusedBlock, FusedConvolution, fuse_convolutions
 from detr.model import Detr
+from detr.onednn import (
+    FusedBlock,
+    FusedConvolution,
+    OnednnAttention,
+    OnednnConvolution,
+    OnednnLinear,
+    use_onednn,
+    use_onednn_layers,
+)
 
+REPLACEMENTS = (FusedBlock, FusedConvolution, OnednnAttention, OnednnConvolution, OnednnLinear)
 BASIC = BackboneConfig("basic", "basic", 8, (8, 16, 16), (1, 2, 1))
 BOTTLENECK = BackboneConfig("bottleneck", "bottleneck", 8, (16, 32, 32), (1, 2, 2))
 TINY = DetrConfig(
@@ -63,7 +72,7 @@ def drawn(config: DetrConfig) -> Detr:
 def plain_and_fused(config: DetrConfig) -> tuple[Detr, Detr]:
     plain = folded(drawn(config)).to(memory_format=torch.channels_last)
     fused = copy.deepcopy(plain)
-    assert fuse_convolutions(fused)
+    assert use_onednn(fused)
     return plain, fused
 
 
@@ -142,7 +151,54 @@ def test_each_convolution_is_one_call_and_nothing_else_is_left_but_the_pool(conf
     assert not {"aten::relu", "aten::relu_", "aten::clamp_min_", "aten::add", "aten::add_"} & set(called)
 
 
-def test_a_detector_on_a_cpu_computes_with_fused_convolutions() -> None:
+@pytest.mark.parametrize("hidden", [None, 3], ids=["no padding", "padding"])
+def test_attention_is_that_of_pytorch(hidden: int | None) -> None:
+    torch.manual_seed(0)
+    plain = nn.MultiheadAttention(16, 4, batch_first=True).eval()
+    nn.init.normal_(plain.in_proj_bias)
+    nn.init.normal_(plain.out_proj.bias)
+    queries, keys, values = torch.randn(2, 5, 16), torch.randn(2, 9, 16), torch.randn(2, 9, 16)
+    mask = None
+    if hidden is not None:
+        mask = torch.zeros(2, 9, dtype=torch.bool)
+        mask[1, -hidden:] = True
+
+    with torch.no_grad():
+        expected, _ = plain(queries, keys, values, key_padding_mask=mask, need_weights=False)
+        found, _ = OnednnAttention(plain)(queries, keys, values, key_padding_mask=mask, need_weights=False)
+
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_layers_of_any_network_give_what_they_gave_and_keep_their_attributes() -> None:
+    torch.manual_seed(0)
+    network = nn.Sequential(
+        nn.Conv2d(3, 8, 3, stride=2, padding=1, bias=False),
+        nn.Conv2d(8, 8, 3, padding=2, dilation=2, groups=8),
+        nn.Conv2d(8, 4, 3, padding="same"),
+        nn.Conv2d(4, 4, 3, padding=1, padding_mode="reflect"),
+        nn.Flatten(2),
+        nn.Linear(16 * 24, 5, bias=False),
+        nn.Linear(5, 7),
+    ).eval()
+    pixels = pixels_of(2, 32, 48)
+    with torch.no_grad():
+        expected = network(pixels)
+
+    assert use_onednn_layers(network)
+    called = operators_of(network, pixels)
+
+    with torch.no_grad():
+        torch.testing.assert_close(network(pixels), expected, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(network(pixels.contiguous()), expected, rtol=1e-5, atol=1e-5)
+    assert called.count("mkldnn::_convolution_pointwise") == 2, "neither of the paddings that oneDNN does not have"
+    assert called.count("mkldnn::_linear_pointwise") == 2
+    assert "aten::addmm" not in called
+    assert isinstance(network[0], nn.Conv2d)
+    assert (network[0].kernel_size, network[6].out_features) == ((3, 3), 7)
+
+
+def test_a_detector_on_a_cpu_computes_with_onednn_only() -> None:
     detector = Detector(drawn(TINY), device="cpu", precision="fp32")
     image = torch.zeros(3, 64, 96, dtype=torch.uint8)
 
@@ -150,8 +206,8 @@ def test_a_detector_on_a_cpu_computes_with_fused_convolutions() -> None:
         detector(image)
 
     called = {event.name for event in recorded.events()}
-    assert "mkldnn::_convolution_pointwise_" in called
-    assert "aten::conv2d" not in called
+    assert {"mkldnn::_convolution_pointwise_", "mkldnn::_linear_pointwise"} <= called
+    assert not {"aten::conv2d", "aten::linear", "aten::addmm"} & called
 
 
 @pytest.mark.skipif(
@@ -163,7 +219,7 @@ def test_bfloat16_weights_are_fused_too() -> None:
     fused = copy.deepcopy(plain)
     fused.backbone[0].to(torch.bfloat16)
     fused.input_proj.to(torch.bfloat16)
-    assert fuse_convolutions(fused)
+    assert use_onednn(fused)
     pixels = pixels_of(1, 64, 96)
 
     with torch.no_grad():
@@ -176,15 +232,15 @@ def test_bfloat16_weights_are_fused_too() -> None:
 def test_a_network_stays_plain_where_pytorch_has_no_such_operator(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(fused_cpu, "OPERATORS", ("_convolution_of_tomorrow",))
-    fused_cpu._log_once.cache_clear()
+    monkeypatch.setattr(onednn, "OPERATORS", ("_convolution_of_tomorrow",))
+    onednn._log_once.cache_clear()
     model = folded(drawn(TINY))
 
-    with caplog.at_level(logging.INFO, logger="detr.fused_cpu"):
-        answers = [fuse_convolutions(model), fuse_convolutions(model)]
+    with caplog.at_level(logging.INFO, logger="detr.onednn"):
+        answers = [use_onednn(model), use_onednn(model)]
 
     assert answers == [False, False]
-    assert not any(isinstance(module, (FusedBlock, FusedConvolution)) for module in model.modules())
+    assert not any(isinstance(module, REPLACEMENTS) for module in model.modules())
     assert len(caplog.messages) == 1
     assert "torch.ops.mkldnn._convolution_of_tomorrow" in caplog.text
     assert model(pixels_of(1, 32, 32), None).logits.isfinite().all()
@@ -194,14 +250,14 @@ def test_bfloat16_stays_plain_on_processors_that_onednn_cannot_compute_it_on(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: False)
-    fused_cpu._log_once.cache_clear()
+    onednn._log_once.cache_clear()
 
-    with caplog.at_level(logging.INFO, logger="detr.fused_cpu"):
+    with caplog.at_level(logging.INFO, logger="detr.onednn"):
         detector = Detector(drawn(TINY), device="cpu", precision="bf16", threshold=0)
 
     assert "oneDNN does not support bfloat16 on this processor" in caplog.text
     assert len(detector(torch.zeros(3, 64, 96, dtype=torch.uint8)).scores) == TINY.queries
-    assert fuse_convolutions(folded(drawn(TINY)))  # in float32 as ever
+    assert use_onednn(folded(drawn(TINY)))  # in float32 as ever
 
 
 @pytest.mark.parametrize(
@@ -215,14 +271,14 @@ def test_bfloat16_stays_plain_on_processors_that_onednn_cannot_compute_it_on(
 def test_a_network_stays_plain_where_fusing_does_not_apply(
     change: torch.device | torch.dtype, reason: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    fused_cpu._log_once.cache_clear()
+    onednn._log_once.cache_clear()
     model = folded(drawn(TINY)).to(change)
 
-    with caplog.at_level(logging.INFO, logger="detr.fused_cpu"):
-        assert not fuse_convolutions(model)
+    with caplog.at_level(logging.INFO, logger="detr.onednn"):
+        assert not use_onednn(model)
 
     assert reason in caplog.text
-    assert not any(isinstance(module, FusedConvolution) for module in model.modules())
+    assert not any(isinstance(module, REPLACEMENTS) for module in model.modules())
 
 
 def test_a_network_stays_plain_where_onednn_is_switched_off() -> None:
@@ -230,7 +286,7 @@ def test_a_network_stays_plain_where_onednn_is_switched_off() -> None:
     torch.backends.mkldnn.set_flags(False)
 
     try:
-        assert not fuse_convolutions(model)
+        assert not use_onednn(model)
     finally:
         torch.backends.mkldnn.set_flags(True)
 
@@ -247,4 +303,8 @@ def test_pytorch_has_the_private_operators_with_this_signature() -> None:
         "mkldnn::_convolution_pointwise_.binary(Tensor(a!) other, Tensor X, Tensor W, Tensor? B, int[] padding, "
         "int[] stride, int[] dilation, int groups, str binary_attr, Scalar? alpha, str? unary_attr, "
         "Scalar?[] unary_scalars, str? unary_algorithm) -> Tensor(a!) Y"
+    )
+    assert schema("_linear_pointwise", "default") == (
+        "mkldnn::_linear_pointwise(Tensor X, Tensor W, Tensor? B, str attr, Scalar?[] scalars, str? algorithm) "
+        "-> Tensor Y"
     )
