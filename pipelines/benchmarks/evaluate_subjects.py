@@ -41,6 +41,7 @@ def write_files(settings: dict[str, Any], folder: Path) -> dict[str, Any]:
             found_classes = rng.integers(1, CATEGORIES + 1, settings["detections"])
             near = min(TRUTH_AN_IMAGE, settings["detections"]) // 2
             found[:near] = boxes[:near] + rng.normal(0, 4, (near, 4))
+            found[:near, 2:] = np.maximum(found[:near, 2:], 1.0)  # the noise makes some small sides negative
             found_classes[:near] = classes[:near]
             scores = rng.random(settings["detections"])
             rows += [
