@@ -1,6 +1,6 @@
 """Our detector on images that are ready for the network: the subjects of the `model` benchmark."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, TypeVar
@@ -76,29 +76,34 @@ def detect(settings: dict[str, Any], folder: Path) -> dict[str, Any]:
 
 
 def forward(settings: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """Time the network alone: normalised pixels on the device to logits and boxes on the device."""
+    """Time the detector's network alone: normalised pixels on the device to logits and boxes on the device."""
     phases = Phases()
     with phases.phase("import"):
         import torch
 
+        from detr import detector as detectors
         from detr.checkpoints.checkpoint import load
         from detr.folding import folded
-        from detr.model import DetrOutput
         from detr.postprocess import postprocess
     torch.set_num_threads(settings["threads"])
-    device = settings["device"]
+    device, precision = settings["device"], settings["precision"]
     if settings.get("exact"):  # fp32 that is not TF32
         torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
+    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
     with phases.phase("load"):
-        network = folded(load(folder / "model")).to(device).to(memory_format=torch.channels_last)
-        call: Callable[..., DetrOutput] = torch.compile(network, dynamic=False) if settings.get("compile") else network
+        if settings.get("compile"):  # without the detector's operators of oneDNN, which cannot be compiled
+            network = folded(load(folder / "model")).to(device).to(memory_format=torch.channels_last)
+            network.cast_weights(dtype)
+            call = torch.compile(network.detect, dynamic=False)
+        else:
+            detector = detectors.Detector(str(folder / "model"), device=device, precision=precision)
+            call = detector._network.detect  # noqa: SLF001
     keep_freed_memory_as_actors(device)
-    batches = [normalised(batch, device) for batch in batches_of(drawn_pixels(settings), settings["batch"])]
+    batches = [normalised(batch, device).to(dtype) for batch in batches_of(drawn_pixels(settings), settings["batch"])]
 
     @torch.inference_mode()
-    def run(pixels: Any) -> DetrOutput:
-        with autocast(device, settings["precision"]):
-            return call(pixels, None, padding="exact")
+    def run(pixels: Any) -> Any:
+        return call(pixels, None, auxiliary=False)
 
     spent = steady(run, batches, device=device, seconds=settings["seconds"], phases=phases)
     height, width = settings["shape"]
@@ -121,17 +126,6 @@ def normalised(batch: Sequence[Any], device: str) -> Any:
     std = torch.tensor(IMAGE_STD).view(3, 1, 1) * 255
     pixels = (torch.stack(list(batch)) - mean) / std
     return pixels.to(device).contiguous(memory_format=torch.channels_last)
-
-
-def autocast(device: str, precision: str) -> Any:
-    """Return the context in which a network computes in `precision`: "fp32", "bf16" or "fp16"."""
-    from contextlib import nullcontext
-
-    import torch
-
-    if precision == "fp32":
-        return nullcontext()
-    return torch.autocast(device.partition(":")[0], dtype={"bf16": torch.bfloat16, "fp16": torch.float16}[precision])
 
 
 def save_rows(path: Path, rows: Sequence[tuple[Any, Any, Any]], size: tuple[int, int]) -> None:
