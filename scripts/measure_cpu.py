@@ -66,7 +66,7 @@ def measure(size: tuple[int, int], batches: list[int], rounds: int) -> None:
     plain = folded(drawn_network()).to(memory_format=torch.channels_last)
     fused = copy.deepcopy(plain)
     if not use_onednn(fused):
-        raise SystemExit("the convolutions cannot be fused here")
+        raise SystemExit("oneDNN cannot be used here; the log says why")
     square = torch.randn(PRODUCT, PRODUCT)
     variants: dict[tuple[str, int], Callable[[], object]] = {
         ("matrix product", 1): lambda: [square @ square for _ in range(20)]
